@@ -1,0 +1,1 @@
+"""What a run is: configuration, FLOPs, schedules, recipes, plans and records. Standard library only."""

@@ -1,0 +1,181 @@
+"""How a run is carried out and watched, and the whole configuration of a run and of a sweep."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from llmtrain.spec.check import check, check_between, check_name, check_positive
+from llmtrain.spec.config import (
+    BudgetConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RecipeConfig,
+    ScheduleConfig,
+    SeqLenConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """What the validation loss is measured on."""
+
+    n_tokens: int
+    """Validation tokens of an evaluation, at full length, spread over the split."""
+    points: int
+    """Evaluations during training, spread over its tokens; the last step always has one."""
+    sample_tokens: int
+    """Length of the text sample written at the end; 0 writes none."""
+
+    def __post_init__(self) -> None:
+        """Refuse an evaluation of nothing."""
+        check_positive("evaluation.n_tokens", self.n_tokens)
+        check_between("evaluation.points", self.points, 1, 10_000)
+        check_between("evaluation.sample_tokens", self.sample_tokens, 0, 100_000)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RuntimeConfig:
+    """The machine's side of a run; none of it is meant to change a result."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    """auto: a GPU where there is one."""
+    dtype: Literal["float32", "bfloat16"]
+    """bfloat16: autocast, with float32 master weights."""
+    compile: bool
+    """torch.compile of each block."""
+    n_threads: int
+    """CPU threads of one run; the count changes the last bits of a result."""
+    micro_batch_tokens: int | None
+    """Tokens of one forward pass; null takes the whole batch."""
+    activation_checkpointing: bool
+    """Recompute activations in the backward pass: less memory, more time."""
+    peak_tflops: float | None
+    """Peak of one device for MFU, in TFLOP/s; null looks it up, or leaves MFU out."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts below one."""
+        check_positive("runtime.n_threads", self.n_threads)
+        for field in ("micro_batch_tokens", "peak_tflops"):
+            if getattr(self, field) is not None:
+                check_positive(f"runtime.{field}", getattr(self, field))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When the state of a run is saved."""
+
+    every_s: float
+    """Seconds between saves; a run shorter than this saves none on the way."""
+    every_steps: int | None
+    """Steps between saves, besides every_s; null leaves it to the clock."""
+    keep: int
+    """Newest checkpoints that are kept."""
+
+    def __post_init__(self) -> None:
+        """Refuse to keep nothing."""
+        check_positive("checkpoint.every_s", self.every_s)
+        check_between("checkpoint.keep", self.keep, 1, 1000)
+        if self.every_steps is not None:
+            check_positive("checkpoint.every_steps", self.every_steps)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig:
+    """Where the metrics go, besides metrics.jsonl."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"]
+    """auto: online where a key is in the environment, else offline."""
+    project: str
+    """wandb project."""
+    entity: str | None
+    """wandb user or team; null takes the account's default."""
+    points: int
+    """Rows of training metrics per run, spread over its steps."""
+    progress: bool
+    """Show a progress line."""
+
+    def __post_init__(self) -> None:
+        """Refuse names that wandb would not take."""
+        check_name("tracking.project", self.project)
+        check_between("tracking.points", self.points, 1, 100_000)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepConfig:
+    """An IsoFLOP family: which sizes are trained at which budgets."""
+
+    budgets: tuple[float, ...]
+    """Training FLOPs of each IsoFLOP curve, under budget.convention."""
+    widths: tuple[int, ...]
+    """d_model of the shapes to choose from."""
+    depths: tuple[int, ...]
+    """n_layers of the shapes to choose from; every width meets every depth."""
+    aspect_min: float
+    """Leave out shapes whose d_model / n_layers is smaller."""
+    aspect_max: float
+    """Leave out shapes whose d_model / n_layers is larger."""
+    sizes_per_budget: int
+    """Cells of one curve, spread evenly in log N."""
+    span: float
+    """The curve reaches from the expected optimum / span to the expected optimum * span."""
+    optimum_flops: float
+    """Budget at which the expected optimum is known."""
+    optimum_params: float
+    """Expected optimal N there (no_input_embedding count)."""
+    optimum_exponent: float
+    """a of N_opt = optimum_params * (C / optimum_flops)^a."""
+    seeds: tuple[int, ...]
+    """Every cell is trained once for each seed."""
+
+    def __post_init__(self) -> None:
+        """Refuse empty, repeated or impossible lists."""
+        for field in ("budgets", "widths", "depths", "seeds"):
+            values = getattr(self, field)
+            check(len(values) > 0, f"sweep.{field} is empty: name at least one")
+            check(
+                len(set(values)) == len(values), f"sweep.{field}={list(values)} names a value twice"
+            )
+        for field in ("budgets", "widths", "depths"):
+            for value in getattr(self, field):
+                check_positive(f"sweep.{field}", value)
+        for field in ("aspect_min", "aspect_max", "optimum_flops", "optimum_params"):
+            check_positive(f"sweep.{field}", getattr(self, field))
+        check(
+            math.isfinite(self.span) and self.span > 1, f"sweep.span={self.span!r} must be above 1"
+        )
+        check_between("sweep.optimum_exponent", self.optimum_exponent, 0.0, 1.0)
+        check_between("sweep.sizes_per_budget", self.sizes_per_budget, 1, 1000)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Everything one run is made of."""
+
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    seq_len: SeqLenConfig
+    recipe: RecipeConfig
+    budget: BudgetConfig
+    evaluation: EvaluationConfig
+    runtime: RuntimeConfig
+    checkpoint: CheckpointConfig
+    tracking: TrackingConfig
+    seed: int
+    """Seed of the weights and of the order of the data."""
+    name: str
+    """The family this run belongs to: the folder under runs_root and the wandb group."""
+    runs_root: str
+    """Folder that holds all runs."""
+
+    def __post_init__(self) -> None:
+        """Refuse names that leave the run root, and parts that do not fit each other."""
+        check_name("name", self.name)
+        check_between("seed", self.seed, 0, 2**31 - 1)
+        check(
+            self.evaluation.n_tokens >= self.seq_len.seq_len,
+            f"evaluation.n_tokens={self.evaluation.n_tokens} must hold at least one row of "
+            f"seq_len.seq_len={self.seq_len.seq_len}",
+        )
