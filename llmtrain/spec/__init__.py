@@ -1,1 +1,1 @@
-"""What a run is: configuration, FLOPs, schedules, recipes, plans and records. Standard library only."""
+"""What a run is: configuration, FLOPs, schedules, recipes, plans, records. Plain Python."""

@@ -230,7 +230,7 @@ RecipeName = Literal["fixed", "porian", "steplaw", "deepseek", "powerlines", "de
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecipeConfig:
-    """The rule for the hyperparameters of a cell; a number here overrides the rule, null follows it."""
+    """The rule for a cell's hyperparameters; a number here overrides it, null follows it."""
 
     name: RecipeName
     """Rule; `fixed` needs every number below."""
@@ -268,7 +268,14 @@ class RecipeConfig:
         if self.name == "fixed":
             holes = [
                 f"recipe.{field}"
-                for field in ("peak_lr", "batch_tokens", "warmup_tokens", "beta1", "beta2", "weight_decay")
+                for field in (
+                    "peak_lr",
+                    "batch_tokens",
+                    "warmup_tokens",
+                    "beta1",
+                    "beta2",
+                    "weight_decay",
+                )
                 if getattr(self, field) is None
             ]
             check(not holes, f"recipe=fixed needs a number for {', '.join(holes)}")

@@ -10,7 +10,7 @@ class LlmtrainError(Exception):
 
 
 class ConfigError(LlmtrainError):
-    """The configuration or another input is refused, before any file, device or network is touched."""
+    """Configuration or input is refused, before any file, device or network is touched."""
 
     exit_code = 2
 

@@ -1,4 +1,4 @@
-"""The record of a finished run: written once, after training and evaluation; all that the analysis reads."""
+"""The record of a finished run: written once, after evaluation; all that the analysis reads."""
 
 import dataclasses
 import json

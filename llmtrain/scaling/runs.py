@@ -1,0 +1,115 @@
+"""The table of runs that every fit reads."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmtrain.scaling.law import FLOPS_PER_PARAM_TOKEN, Array
+from llmtrain.spec.record import RunRecord
+
+Labels = NDArray[np.str_]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exclusion:
+    """A run or row that enters no fit, and why."""
+
+    run_id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conventions:
+    """How the columns were counted."""
+
+    params: str
+    """Parameter count of `Runs.params`: non_embedding, no_input_embedding, total or undeclared."""
+    flops: str
+    """FLOP count of `Runs.flops`: a name of spec/flops.py, 6ND or undeclared."""
+    flops_imputed: bool
+    """FLOPs were not given and are 6 * params * tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Runs:
+    """Columns of equal length, one row a run (or a checkpoint of a run, where run ids repeat)."""
+
+    source: str
+    """File or folder the rows come from."""
+    sha256: str
+    """Hash of the data as read."""
+    run_id: Labels
+    group: Labels
+    """Comparable experiment; groups are never pooled."""
+    params: Array
+    tokens: Array
+    flops: Array
+    """Training FLOPs executed (records) or given (tables)."""
+    budget: Array
+    """FLOP budget of the row's IsoFLOP curve; NaN where it belongs to none."""
+    loss: Array
+    """Nats per token."""
+    seed: Array
+    """NaN where unknown."""
+    d_model: Array
+    """NaN where unknown."""
+    n_layers: Array
+    """NaN where unknown."""
+    conventions: Conventions
+    exclusions: tuple[Exclusion, ...]
+    counts: dict[str, Array]
+    """Other parameter counts of the same rows, by convention."""
+    records: tuple[RunRecord, ...]
+    """Records of the rows, in order; empty for a table."""
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    def take(self, keep: NDArray[np.bool_], reasons: Sequence[Exclusion] = ()) -> "Runs":
+        """Return the rows where `keep`, in order; `reasons` join the exclusions."""
+        changed: dict[str, Any] = {
+            field.name: getattr(self, field.name)[keep]
+            for field in dataclasses.fields(self)
+            if isinstance(getattr(self, field.name), np.ndarray)
+        }
+        changed["counts"] = {name: column[keep] for name, column in self.counts.items()}
+        if self.records:
+            pairs = zip(self.records, keep, strict=True)
+            changed["records"] = tuple(record for record, kept in pairs if kept)
+        changed["exclusions"] = (*self.exclusions, *reasons)
+        return dataclasses.replace(self, **changed)
+
+    def without(self, drop: NDArray[np.bool_], reason: str) -> "Runs":
+        """Return the rows where not `drop`, each dropped row listed with `reason`."""
+        listed = [Exclusion(run_id=str(name), reason=reason) for name in self.run_id[drop]]
+        return self.take(~drop, listed)
+
+    def finals(self) -> "Runs":
+        """Return the last checkpoint (most tokens) of every run id."""
+        order = np.lexsort((self.tokens, self.run_id))
+        is_last = np.append(self.run_id[order][1:] != self.run_id[order][:-1], True)
+        keep = np.zeros(len(self), dtype=bool)
+        keep[order[is_last]] = True
+        return self.take(keep)
+
+    def counted_as(self, convention: str) -> "Runs":
+        """Return the same rows with `params` under another convention of the records."""
+        return dataclasses.replace(
+            self,
+            params=self.counts[convention],
+            conventions=dataclasses.replace(self.conventions, params=convention),
+        )
+
+    @property
+    def flops_ratio(self) -> Array:
+        """FLOPs over 6 * params * tokens, row by row."""
+        return self.flops / (FLOPS_PER_PARAM_TOKEN * self.params * self.tokens)
+
+    @property
+    def budgets(self) -> Array:
+        """The distinct FLOP budgets, ascending."""
+        return np.unique(self.budget[np.isfinite(self.budget)])

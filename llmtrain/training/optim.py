@@ -1,0 +1,167 @@
+"""Optimizers from torch.optim, with the groups that decay and parametrisation need."""
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from llmtrain.spec.config import OptimizerConfig
+from llmtrain.training.model import Transformer
+from llmtrain.training.mup import width_multiplier
+
+ParamGroup = dict[str, Any]
+
+
+class Hyper(Protocol):
+    """The numbers a recipe gives: rate after warmup, betas, decoupled weight decay."""
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate after warmup."""
+
+    @property
+    def beta1(self) -> float:
+        """First-moment decay."""
+
+    @property
+    def beta2(self) -> float:
+        """Second-moment decay."""
+
+    @property
+    def weight_decay(self) -> float:
+        """Decay of matrices, multiplied by the learning rate each step."""
+
+
+class UpdateRule(Protocol):
+    """What the training loop needs of an optimizer; every torch optimizer offers it."""
+
+    @property
+    def param_groups(self) -> list[ParamGroup]:
+        """Live groups, each with `lr` and `lr_scale`."""
+
+    def step(self) -> Any:
+        """Apply the gradients."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that continuing needs."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+
+
+class MuonWithAdamW:
+    """Muon on the blocks' matrices and AdamW on the rest, stepped as one."""
+
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
+        self.muon, self.adamw = muon, adamw
+
+    @property
+    def param_groups(self) -> list[ParamGroup]:
+        """Groups of both, Muon's first."""
+        return [*self.muon.param_groups, *self.adamw.param_groups]
+
+    def step(self) -> None:
+        """Apply the gradients."""
+        self.muon.step()  # type: ignore[no-untyped-call]
+        self.adamw.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients."""
+        self.muon.zero_grad(set_to_none=set_to_none)
+        self.adamw.zero_grad(set_to_none=set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of both."""
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.muon.load_state_dict(state_dict["muon"])
+        self.adamw.load_state_dict(state_dict["adamw"])
+
+
+def parameter_groups(
+    model: Transformer, hyper: Hyper, *, matrix_optimizer: str
+) -> list[ParamGroup]:
+    """Split all parameters into groups `hidden`, `head` and `no_decay`; empty groups are left out.
+
+    Matrices of the blocks and an untied head decay; norm gains, biases and embeddings (a tied
+    table, positions) do not. `lr_scale` is the group's rate over the schedule's: 1 but for the
+    hidden matrices under muP, whose factor depends on the update rule, `adam` or `muon`.
+    """
+    m = width_multiplier(model.config)
+    hidden_factor = m if matrix_optimizer == "adam" else math.sqrt(m)
+    settings = {
+        "hidden": (1.0 / hidden_factor, hyper.weight_decay * hidden_factor),
+        "head": (1.0, hyper.weight_decay),
+        "no_decay": (1.0, 0.0),
+    }
+    group_of_role = {"embedding": "no_decay", "vector": "no_decay"}
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in settings}
+    roles = model.parameter_roles()
+    for name, parameter in model.named_parameters():
+        members[group_of_role.get(roles[name], roles[name])].append(parameter)
+    return [
+        {
+            "params": members[name],
+            "name": name,
+            "lr": hyper.peak_lr * lr_scale,
+            "lr_scale": lr_scale,
+            "weight_decay": weight_decay,
+        }
+        for name, (lr_scale, weight_decay) in settings.items()
+        if members[name]
+    ]
+
+
+def build_optimizer(
+    model: Transformer, config: OptimizerConfig, hyper: Hyper, *, fused: bool
+) -> UpdateRule:
+    """Return the update rule over all parameters of the model.
+
+    `fused` picks torch's one-kernel step where the rule has one (AdamW, Adam, the AdamW beside
+    Muon). Adam is without decay, whatever the recipe says; NAdam's decay is decoupled, as AdamW's.
+    Sources: Loshchilov and Hutter 2019 (arXiv 1711.05101) for AdamW; Liu et al. 2025 (arXiv
+    2502.16982), section 2.2, for Muon's update, scaled to the root mean square of AdamW's.
+    """
+    adam: dict[str, Any] = {
+        "betas": (hyper.beta1, hyper.beta2),
+        "eps": config.eps / width_multiplier(model.config),
+    }
+    matrix_optimizer = "muon" if config.name == "muon" else "adam"
+    groups = parameter_groups(model, hyper, matrix_optimizer=matrix_optimizer)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, fused=fused, **adam)
+    if config.name == "adam":
+        undecayed = [{**group, "weight_decay": 0.0} for group in groups]
+        return torch.optim.Adam(undecayed, fused=fused, **adam)
+    if config.name == "nadam":
+        return torch.optim.NAdam(groups, decoupled_weight_decay=True, **adam)
+    hidden, rest = groups[:1], groups[1:]
+    for group in hidden:
+        group["lr_scale"] *= config.muon_lr_scale
+        group["lr"] *= config.muon_lr_scale
+    muon = torch.optim.Muon(hidden, momentum=config.muon_momentum, adjust_lr_fn="match_rms_adamw")
+    return MuonWithAdamW(muon, torch.optim.AdamW(rest, fused=fused, **adam))
+
+
+def set_lr(optimizer: UpdateRule, lr: float) -> None:
+    """Give every group the schedule's rate times its own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
+    """Scale all gradients to a global norm of at most max_norm; return the norm before, a scalar.
+
+    None does not clip. Nothing is read back to the host.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
