@@ -17,7 +17,7 @@ def assign_budgets(runs: Runs, budgets: Sequence[float], tolerance: float) -> tu
     """Fill `Runs.budget`, and say in one line how.
 
     Records bring their budgets. A table's rows snap to the nearest of `budgets` (in log C) within
-    the relative `tolerance`; with no list, rows of equal FLOPs (to 0.1 %) are one curve, and where
+    a factor of 1 + `tolerance`; with no list, rows of equal FLOPs (to 0.1 %) are one curve, and where
     most rows have no such partner, clusters of log C separated by gaps wider than the tolerance.
     """
     if np.isfinite(runs.budget).any():
@@ -25,14 +25,14 @@ def assign_budgets(runs: Runs, budgets: Sequence[float], tolerance: float) -> tu
     if len(budgets) > 0:
         snapped = _snap(runs.flops, np.sort(np.asarray(budgets, dtype=np.float64)), tolerance)
         n_kept = int(np.isfinite(snapped).sum())
-        how = f"FLOPs within ±{100 * tolerance:g} % of the given budgets ({n_kept} rows)"
+        how = f"FLOPs within a factor {1 + tolerance:g} of the given budgets ({n_kept} rows)"
         return replace(runs, budget=snapped), how
     exact = _cluster(runs.flops, EXACT)
     if np.isfinite(exact).mean() >= 0.5:
         return replace(runs, budget=exact), "rows of equal FLOPs"
     clusters = _cluster(runs.flops, tolerance)
     spread = _widest(runs.flops, clusters)
-    if spread > 1.0 + 2.0 * tolerance:
+    if spread > (1.0 + tolerance) ** 2:
         how = "none: FLOPs do not fall into curves; name them with budgets=[...]"
         return runs, how
     return replace(runs, budget=clusters), f"clusters of FLOPs, gaps over {100 * tolerance:g} %"
@@ -41,7 +41,8 @@ def assign_budgets(runs: Runs, budgets: Sequence[float], tolerance: float) -> tu
 def _snap(flops: Array, budgets: Array, tolerance: float) -> Array:
     nearest = np.abs(np.log(flops)[:, None] - np.log(budgets)[None, :]).argmin(axis=1)
     budget = budgets[nearest]
-    return np.where(np.abs(flops / budget - 1.0) <= tolerance, budget, np.nan)
+    distance = np.abs(np.log(flops / budget))
+    return np.where(distance <= np.log1p(tolerance), budget, np.nan)
 
 
 def _cluster(flops: Array, tolerance: float) -> Array:

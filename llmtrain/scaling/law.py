@@ -30,6 +30,14 @@ class PowerLaw:
         return np.asarray(np.power(ratio, 1.0 / self.exponent), dtype=np.float64)
 
 
+def fit_power_law(x: Array, y: Array) -> PowerLaw:
+    """Return the least-squares line of ln y on ln x, shapes (n,), as a power law."""
+    log_x = np.log(x)
+    centre = log_x.mean()
+    slope, intercept = np.polyfit(log_x - centre, np.log(y), 1)
+    return PowerLaw(coefficient=float(np.exp(intercept - slope * centre)), exponent=float(slope))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossLaw:
     """L(N, D) = E + A N^-alpha + B D^-beta, with its optimum under C = 6 N D.

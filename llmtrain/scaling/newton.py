@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llmtrain.scaling.law import Array
 
@@ -175,6 +174,3 @@ def _step(gradient: Array, hessian: Array, damping: Array) -> Array:
     longest = np.abs(step).max(axis=1, keepdims=True)
     # Far from the optimum the Hessian says little: no parameter moves by more than 2 in one step.
     return np.asarray(step * np.minimum(1.0, 2.0 / np.maximum(longest, 1e-300)))
-
-
-Weights = NDArray[np.float64]

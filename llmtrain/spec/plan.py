@@ -26,6 +26,8 @@ class PlanStage:
     """Rows per step."""
     window: int | None
     """Causal attention window in tokens; None attends to the whole row."""
+    step_flops: float
+    """FLOPs of a step under the budget's convention."""
 
     @property
     def step_tokens(self) -> int:
@@ -55,7 +57,8 @@ class RunPlan:
     """(spent - asked) / asked, in FLOPs of the budget's convention, or tokens."""
     tokens_per_param: float
     """D / N with N counted as no_input_embedding."""
-    epochs: float
+    epochs: float | None
+    """Passes over the training split; None where its size is not known yet."""
     warmup_tokens: int
     hyper: Hyperparameters
 
@@ -66,6 +69,16 @@ class RunPlan:
                 return stage
             step -= stage.n_steps
         raise IndexError("step lies behind the end of the plan")
+
+    def done_at(self, step: int) -> tuple[int, float]:
+        """Return (tokens, FLOPs under the budget's convention) of the first `step` steps."""
+        tokens, flops = 0, 0.0
+        for stage in self.stages:
+            n = min(step, stage.n_steps)
+            tokens += n * stage.step_tokens
+            flops += n * stage.step_flops
+            step -= n
+        return tokens, flops
 
 
 def run_identity(config: TrainConfig) -> dict[str, object]:
@@ -92,10 +105,11 @@ def run_id(config: TrainConfig) -> str:
     return f"{amount.replace('e+', 'e')}-{shape}-s{config.seed}-{digest}"
 
 
-def plan_run(config: TrainConfig, *, vocab_size: int, unique_tokens: int) -> RunPlan:
+def plan_run(config: TrainConfig, *, vocab_size: int, unique_tokens: int | None) -> RunPlan:
     """Return the plan that meets the budget with the sequence-length stages solved.
 
-    `unique_tokens`: tokens of the training split. Raises PlanError where the budget buys too few
+    `unique_tokens`: tokens of the training split; None, before the data are prepared, leaves the
+    epochs unknown and unchecked. Raises PlanError where the budget buys too few
     steps, cannot be met within budget.tolerance, reads the corpus too often, or is all warmup.
     """
     model, seq = config.model, config.seq_len
@@ -114,6 +128,11 @@ def plan_run(config: TrainConfig, *, vocab_size: int, unique_tokens: int) -> Run
     wanted = hyperparameters(config.recipe, cell).batch_tokens / seq.seq_len
     exact = config.recipe.batch_tokens is not None
     layout = _meet(seq, shape_stages, costs, target, n_tokens, _row_choices(wanted, exact))
+    flops = [rate[config.budget.convention] for rate in rates]
+    layout = [
+        dataclasses.replace(stage, step_flops=stage.step_tokens * rate)
+        for stage, rate in zip(layout, flops, strict=True)
+    ]
     steps = [stage.n_steps for stage in layout]
     if steps[-1] < 1 or sum(steps) < config.budget.min_steps:
         raise PlanError(
@@ -141,11 +160,11 @@ def plan_run(config: TrainConfig, *, vocab_size: int, unique_tokens: int) -> Run
         },
         budget_error=spent / target - 1.0,
         tokens_per_param=sum(tokens) / groups.counts()["no_input_embedding"],
-        epochs=consumed / unique_tokens,
+        epochs=None if unique_tokens is None else consumed / unique_tokens,
         warmup_tokens=round(hyper.warmup_tokens),
         hyper=hyper,
     )
-    _refuse(config, plan, unique_tokens)
+    _refuse(config, plan)
     return plan
 
 
@@ -233,7 +252,11 @@ def _layout(
         share = left / cost if last else (stage.until - begin) * n_tokens
         n_steps = round(share / step_tokens)
         window = stage.length if seq.mode == "window" and stage.length < seq.seq_len else None
-        layout.append(PlanStage(n_steps=n_steps, row_len=row_len, rows=step_rows, window=window))
+        layout.append(
+            PlanStage(
+                n_steps=n_steps, row_len=row_len, rows=step_rows, window=window, step_flops=0.0
+            )
+        )
         left -= n_steps * step_tokens * cost
         begin = stage.until
     return layout
@@ -245,7 +268,7 @@ def _asked(config: TrainConfig) -> str:
     return f"budget.n_tokens={config.budget.n_tokens:g}"
 
 
-def _refuse(config: TrainConfig, plan: RunPlan, unique_tokens: int) -> None:
+def _refuse(config: TrainConfig, plan: RunPlan) -> None:
     """Raise PlanError for a plan that would train, but not what was asked for."""
     if abs(plan.budget_error) > config.budget.tolerance:
         raise PlanError(
@@ -258,9 +281,9 @@ def _refuse(config: TrainConfig, plan: RunPlan, unique_tokens: int) -> None:
             f"the warmup of {plan.warmup_tokens} tokens is more than half of the run's "
             f"{plan.n_tokens}; lower recipe.warmup_tokens or raise the budget"
         )
-    if plan.epochs > config.data.max_epochs:
+    if plan.epochs is not None and plan.epochs > config.data.max_epochs:
         raise PlanError(
-            f"{_asked(config)} reads the {unique_tokens} training tokens {plan.epochs:.2f} times, "
+            f"{_asked(config)} reads the training tokens {plan.epochs:.2f} times, "
             f"more than data.max_epochs={config.data.max_epochs:g}; take more text or a bigger "
             "model, or raise the cap"
         )

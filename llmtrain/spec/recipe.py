@@ -164,7 +164,7 @@ def _powerlines(cell: Cell, batch_tokens: float) -> Hyperparameters:
 
 def _demo(cell: Cell, batch_tokens: float) -> Hyperparameters:
     return Hyperparameters(
-        peak_lr=0.01,
+        peak_lr=0.016 * (32 / cell.d_model) ** 0.7,
         batch_tokens=batch_tokens,
         warmup_tokens=0.1 * cell.n_tokens,
         beta1=0.9,

@@ -1,9 +1,11 @@
 """How a run is carried out and watched, and the whole configuration of a run and of a sweep."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from llmtrain.spec.build import build
 from llmtrain.spec.check import check, check_between, check_name, check_positive
 from llmtrain.spec.config import (
     BudgetConfig,
@@ -105,6 +107,8 @@ class TrackingConfig:
 class SweepConfig:
     """An IsoFLOP family: which sizes are trained at which budgets."""
 
+    name: str
+    """Name of the family: the folder under runs_root and the wandb group."""
     budgets: tuple[float, ...]
     """Training FLOPs of each IsoFLOP curve, under budget.convention."""
     widths: tuple[int, ...]
@@ -130,6 +134,7 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         """Refuse empty, repeated or impossible lists."""
+        check_name("sweep.name", self.name)
         for field in ("budgets", "widths", "depths", "seeds"):
             values = getattr(self, field)
             check(len(values) > 0, f"sweep.{field} is empty: name at least one")
@@ -179,3 +184,14 @@ class TrainConfig:
             f"evaluation.n_tokens={self.evaluation.n_tokens} must hold at least one row of "
             f"seq_len.seq_len={self.seq_len.seq_len}",
         )
+
+
+def build_run(raw: Mapping[str, object]) -> tuple[TrainConfig, SweepConfig | None]:
+    """Turn a composed configuration into the run's and, where it has one, the sweep's.
+
+    Raises ConfigError with the dotted path of whatever does not fit.
+    """
+    rest = dict(raw)
+    sweep = rest.pop("sweep", None)
+    config = build(TrainConfig, rest)
+    return config, None if sweep is None else build(SweepConfig, sweep, "sweep")

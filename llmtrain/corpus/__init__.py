@@ -1,0 +1,1 @@
+"""Text becomes token shards: documents, tokenizers, held-out splits, order of training data."""

@@ -1,0 +1,110 @@
+"""Configuration of the two analysis scripts; every key of the YAML is a field here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llmtrain.spec.check import check, check_between, check_positive
+
+ParamsConvention = Literal["auto", "non_embedding", "no_input_embedding", "total"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnalyzeConfig:
+    """What scripts/analyze.py reads and how it fits."""
+
+    runs: str
+    """Folder of a sweep, or a CSV file with params, tokens and loss."""
+    out: str | None
+    """Folder for the report; null: runs/NAME/report, or runs/analysis/STEM for a CSV."""
+    group: str | None
+    """Analyse this group of the table only; null takes each in turn."""
+    budgets: tuple[float, ...]
+    """FLOP budgets that a table's rows snap to; empty: found in the data."""
+    budget_tolerance: float
+    """Rows within this relative distance of a budget belong to it."""
+    params: ParamsConvention
+    """Parameter count of the fits, where the records hold several; auto: no_input_embedding."""
+    bootstrap: int
+    """Draws behind every interval."""
+    unit: Literal["run", "model", "budget"]
+    """What a draw resamples."""
+    seed: int
+    """Seed of the draws."""
+    delta: float
+    """Corner of Approach 3's Huber loss, in ln L."""
+    starts: Literal["centred", "hoffmann"]
+    """Starting points of the surface fits: on the data's scale, or the paper's 4500."""
+    target_flops: float | None
+    """Budget the report predicts for; null: ten times the largest."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no fit can use."""
+        check(self.runs != "", "runs is empty: name a sweep's folder or a CSV file")
+        for budget in self.budgets:
+            check_positive("budgets", budget)
+        check_between("budget_tolerance", self.budget_tolerance, 1e-6, 1.0)
+        check_between("bootstrap", self.bootstrap, 20, 1_000_000)
+        check_between("seed", self.seed, 0, 2**31 - 1)
+        check_positive("delta", self.delta)
+        if self.target_flops is not None:
+            check_positive("target_flops", self.target_flops)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictConfig:
+    """What scripts/predict.py is asked."""
+
+    law: str
+    """A published law's name, or a law.json."""
+    fit: str | None
+    """Which fit of a law.json; null: the one its report recommends."""
+    group: str | None
+    """Which group of a law.json; null: the only one."""
+    flops: float | None
+    """Training budget in FLOPs."""
+    params: float | None
+    """Model size: what budget makes it optimal."""
+    tokens: float | None
+    """Token count: what budget makes it optimal; with params: what the pair costs and wastes."""
+    gpu_hours: float | None
+    """Training budget in device hours, with mfu and peak_tflops."""
+    mfu: float
+    """Share of the peak that training reaches."""
+    peak_tflops: float
+    """Peak of one device in TFLOP/s."""
+    loss: float | None
+    """Target loss: the least budget that reaches it."""
+    inference_tokens: float | None
+    """Tokens the model will serve over its life; lowers training plus inference FLOPs."""
+    unique_tokens: float | None
+    """Distinct training tokens that exist; more means repetition."""
+    table: Literal["models"] | None
+    """models: what well-known budgets would have bought."""
+
+    def __post_init__(self) -> None:
+        """Refuse questions without an answer."""
+        for field in (
+            "flops",
+            "params",
+            "tokens",
+            "gpu_hours",
+            "loss",
+            "inference_tokens",
+            "unique_tokens",
+            "peak_tflops",
+        ):
+            if getattr(self, field) is not None:
+                check_positive(field, getattr(self, field))
+        check(0 < self.mfu <= 1, f"mfu={self.mfu!r} must lie in (0, 1]")
+        asked = [
+            name for name in ("flops", "gpu_hours", "loss") if getattr(self, name) is not None
+        ]
+        check(len(asked) <= 1, f"set one of {', '.join(asked)}, not several")
+        check(
+            not asked or (self.params is None and self.tokens is None),
+            f"{'/'.join(asked)} fixes the budget; leave out params and tokens, or ask about those",
+        )
+        check(
+            bool(asked) or self.params is not None or self.tokens is not None or bool(self.table),
+            "nothing asked: set flops, gpu_hours, params, tokens, loss or table=models",
+        )

@@ -1,0 +1,167 @@
+"""Guards: what makes a fit doubtful, and what makes it none. Limits are choices, named here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from llmtrain.scaling.bootstrap import Interval
+from llmtrain.scaling.isoflop import Curve
+from llmtrain.scaling.law import Array
+from llmtrain.scaling.parametric import GRADIENT_LIMIT, ParametricFit
+from llmtrain.scaling.runs import Runs
+
+CONDITION_LIMIT = 2000.0
+"""Sound public families lie between 110 and 700, ladders of one D/N above 2500."""
+WIDTH_LIMIT = 0.2
+"""Widest 80 % interval of a that still says something."""
+FLOPS_RATIO_SPREAD = 1.5
+EXPONENT_GAP = 0.1
+FLOOR_GAP = 0.3
+REACH_LIMIT = 100.0
+"""Predictions this many times beyond the largest budget are extrapolation."""
+INFLUENCE_LIMIT = 0.02
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """Something a reader of the fit must know."""
+
+    level: Literal["note", "warning", "refusal"]
+    code: str
+    message: str
+
+
+def refuse_parametric(fit: ParametricFit, width_of_a: Interval | None) -> str:
+    """Return why a surface fit is refused, with the cure; empty for a sound one.
+
+    `width_of_a` is the 80 % interval of a; None means too few draws converged.
+    """
+    proof = fit.certificate
+    if proof.gradient > GRADIENT_LIMIT or proof.agreeing < 2:
+        return (
+            f"not certified: gradient {proof.gradient:.1e} (limit {GRADIENT_LIMIT:g}), "
+            f"{proof.agreeing} of {proof.starts} starts agree (at least 2)"
+        )
+    if proof.at_bounds:
+        values = ", ".join(f"{name}={getattr(fit.law, name):.3g}" for name in proof.at_bounds)
+        return f"not identified: {values} at a limit; spread D/N wider, or add budgets"
+    if proof.condition > CONDITION_LIMIT:
+        return (
+            f"not identified: Jacobian condition {proof.condition:.3g} above {CONDITION_LIMIT:g}; "
+            "vary D/N at each size (at least a factor of 4)"
+        )
+    if width_of_a is None:
+        return "not identified: too few bootstrap draws converge; add runs"
+    if width_of_a.high - width_of_a.low > WIDTH_LIMIT:
+        return (
+            f"not identified: 80 % interval of a is {width_of_a.low:.2f} to {width_of_a.high:.2f}, "
+            f"wider than {WIDTH_LIMIT:g}; add runs, or spread D/N wider"
+        )
+    return ""
+
+
+def check_data(runs: Runs) -> list[Finding]:
+    """Look at the table before any fit."""
+    found = []
+    ratio = runs.flops_ratio
+    low, high = float(ratio.min()), float(ratio.max())
+    convention = runs.conventions
+    if convention.flops_imputed:
+        found.append(
+            Finding(level="note", code="flops", message="no flops column: C = 6 * params * tokens")
+        )
+    elif high / low > FLOPS_RATIO_SPREAD:
+        found.append(
+            Finding(
+                level="warning",
+                code="conventions",
+                message=f"flops / (6 params tokens) runs from {low:.3g} to {high:.3g}: FLOPs per "
+                "parameter vary with the size here, so exponents under C = 6ND and under the "
+                "recorded FLOPs differ",
+            )
+        )
+    if "undeclared" in (convention.params, convention.flops):
+        found.append(
+            Finding(
+                level="note",
+                code="conventions",
+                message=f"parameter count {convention.params}, FLOP count {convention.flops}: "
+                "compare exponents only with fits of the same counts",
+            )
+        )
+    recipes = sorted({record.recipe for record in runs.records})
+    optimizers = sorted({record.optimizer for record in runs.records})
+    for name, values in (("recipe", recipes), ("optimizer", optimizers)):
+        if len(values) > 1:
+            message = f"runs of {len(values)} {name}s are fitted together: {', '.join(values)}"
+            found.append(Finding(level="warning", code="mixed", message=message))
+    return found
+
+
+def check_curves(runs: Runs, curves: Sequence[Curve]) -> list[Finding]:
+    """Name the budgets that Approach 2 leaves out, and minima measured at the end of a grid."""
+    found = []
+    for curve in curves:
+        label = f"budget {curve.budget:.3g}"
+        if not curve.used:
+            message = f"{label} left out of Approach 2: {curve.reason}"
+            found.append(Finding(level="warning", code="edge", message=message))
+            continue
+        rows = runs.budget == curve.budget
+        sizes = runs.params[rows]
+        best = sizes[runs.loss[rows].argmin()]
+        if best in (sizes.min(), sizes.max()):
+            side = "smallest" if best == sizes.min() else "largest"
+            message = f"{label}: the lowest run is the {side} size ({best:.3g}); widen the grid"
+            found.append(Finding(level="warning", code="edge", message=message))
+    return found
+
+
+def check_agreement(fits: Sequence[tuple[str, float, Interval | None, float | None]]) -> list[
+    Finding
+]:
+    """Warn where methods disagree; each entry is (name, a, interval of a, E or None)."""
+    found = []
+    for i, (first, a_first, own, E_first) in enumerate(fits):
+        for second, a_second, other, E_second in fits[i + 1 :]:
+            apart = own and other and (own.low > other.high or other.low > own.high)
+            if apart or abs(a_first - a_second) > EXPONENT_GAP:
+                message = f"{first} and {second} differ: a = {a_first:.3f} and {a_second:.3f}"
+                found.append(Finding(level="warning", code="methods", message=message))
+            if E_first and E_second and abs(E_first / E_second - 1.0) > FLOOR_GAP:
+                message = f"{first} and {second} differ: E = {E_first:.3g} and {E_second:.3g}"
+                found.append(Finding(level="warning", code="methods", message=message))
+    return found
+
+
+def check_trends(residuals: Array, runs: Runs) -> list[Finding]:
+    """Warn where residuals of ln L still follow N, D or C: the form misses something."""
+    found = []
+    if len(residuals) < 8:
+        return found
+    for name, column in (("N", runs.params), ("D", runs.tokens), ("C", runs.flops)):
+        u = np.log(column) - np.log(column).mean()
+        for power, shape in ((1, "slope"), (2, "curvature")):
+            basis = u**power - (u**power).mean()
+            if not np.ptp(basis):
+                continue
+            slope = float(basis @ residuals / (basis @ basis))
+            rest = residuals - residuals.mean() - slope * basis
+            error = float(np.sqrt(rest @ rest / (len(rest) - 3) / (basis @ basis)))
+            if error > 0 and abs(slope) > 4.0 * error:
+                message = (
+                    f"residuals of the surface show a {shape} in ln {name} "
+                    f"({abs(slope) / error:.0f} standard errors): extrapolate with care"
+                )
+                found.append(Finding(level="warning", code="trend", message=message))
+    return found
+
+
+def check_reach(target: float, largest: float) -> list[Finding]:
+    """Warn where a prediction lies far beyond the data."""
+    if target <= REACH_LIMIT * largest:
+        return []
+    message = f"the target is {target / largest:.3g} times the largest budget: extrapolation"
+    return [Finding(level="warning", code="reach", message=message)]

@@ -1,0 +1,202 @@
+"""Approach 2: one parabola per budget, and power laws through their vertices.
+
+Source: Hoffmann et al. 2022 (arXiv 2203.15556), section 3.2. The FLOPs are the budgets as recorded;
+nothing here assumes C = 6 N D.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from llmtrain.scaling.law import Array, PowerLaw, fit_power_law
+from llmtrain.spec.errors import FitRefusedError
+
+MIN_SIZES = 4
+MIN_BUDGETS = 3
+Status = Literal["used", "edge", "no minimum", "thin"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vertex:
+    """Lowest point of loss against ln x for one budget."""
+
+    status: Status
+    x: float
+    """Position of the minimum; NaN where there is none."""
+    loss: float
+    """Loss at the minimum, nats per token."""
+    coefficients: tuple[float, float, float]
+    """loss = p u^2 + q u + r in u = ln x - centre; NaN for read-outs without a parabola."""
+    centre: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """One IsoFLOP curve: its runs and the minima read from it."""
+
+    budget: float
+    n_runs: int
+    n_sizes: int
+    params: Vertex
+    tokens: Vertex
+    reason: str
+    """Why the budget is left out; empty for a used one."""
+
+    @property
+    def used(self) -> bool:
+        """Whether the curve enters the power laws."""
+        return not self.reason
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IsoflopFit:
+    """Power laws N_opt(C) and D_opt(C) with the curves they come from."""
+
+    name: str
+    curves: tuple[Curve, ...]
+    params_law: PowerLaw
+    tokens_law: PowerLaw
+
+    @property
+    def a(self) -> float:
+        """Exponent of N_opt."""
+        return self.params_law.exponent
+
+    @property
+    def b(self) -> float:
+        """Exponent of D_opt."""
+        return self.tokens_law.exponent
+
+    @property
+    def used(self) -> tuple[Curve, ...]:
+        """The curves behind the laws."""
+        return tuple(curve for curve in self.curves if curve.used)
+
+
+ReadOut = Callable[[Array, Array], Vertex]
+"""From x (parameters or tokens) and loss of one budget to the minimum."""
+
+
+def parabola_vertex(x: Array, loss: Array, min_sizes: int = MIN_SIZES) -> Vertex:
+    """Fit loss = p u^2 + q u + r in u = ln x - mean; the minimum is at u = -q / 2p.
+
+    Shapes (n,). Several runs per size all enter. A minimum outside the sizes is an `edge`, a
+    curvature p <= 0 is `no minimum`, fewer than `min_sizes` distinct sizes are `thin`.
+    """
+    n_sizes = len(np.unique(x))
+    if n_sizes < min_sizes:
+        nan = float("nan")
+        return Vertex(status="thin", x=nan, loss=nan, coefficients=(nan, nan, nan), centre=nan)
+    log_x = np.log(x)
+    centre = float(log_x.mean())
+    u = log_x - centre
+    p, q, r = (float(value) for value in np.polyfit(u, loss, 2))
+    if p <= 0:
+        nan = float("nan")
+        return Vertex(status="no minimum", x=nan, loss=nan, coefficients=(p, q, r), centre=centre)
+    lowest = -q / (2.0 * p)
+    inside = u.min() <= lowest <= u.max()
+    return Vertex(
+        status="used" if inside else "edge",
+        x=float(np.exp(lowest + centre)),
+        loss=r - q * q / (4.0 * p),
+        coefficients=(p, q, r),
+        centre=centre,
+    )
+
+
+def local_parabola(points: int) -> ReadOut:
+    """Return a read-out by a parabola through the `points` sizes around the lowest run."""
+
+    def read(x: Array, loss: Array) -> Vertex:
+        sizes = np.unique(x)
+        best = int(np.searchsorted(sizes, x[loss.argmin()]))
+        first = min(max(0, best - points // 2), max(0, len(sizes) - points))
+        window = np.isin(x, sizes[first : first + points])
+        return parabola_vertex(x[window], loss[window], min_sizes=min(points, MIN_SIZES))
+
+    return read
+
+
+def read_curves(
+    N: Array, D: Array, loss: Array, budget: Array, read: ReadOut = parabola_vertex
+) -> tuple[Curve, ...]:
+    """Return one curve per finite budget, ascending; nothing is refused here."""
+    curves = []
+    for value in np.unique(budget[np.isfinite(budget)]):
+        rows = budget == value
+        by_params, by_tokens = read(N[rows], loss[rows]), read(D[rows], loss[rows])
+        curves.append(
+            Curve(
+                budget=float(value),
+                n_runs=int(rows.sum()),
+                n_sizes=len(np.unique(N[rows])),
+                params=by_params,
+                tokens=by_tokens,
+                reason=_reason(by_params, by_tokens, N[rows]),
+            )
+        )
+    return tuple(curves)
+
+
+def _reason(by_params: Vertex, by_tokens: Vertex, N: Array) -> str:
+    n_sizes = len(np.unique(N))
+    for vertex, axis in ((by_params, "N"), (by_tokens, "D")):
+        if vertex.status == "thin":
+            return f"{n_sizes} sizes, needs {MIN_SIZES}"
+        if vertex.status == "no minimum":
+            return f"no minimum: curvature {vertex.coefficients[0]:.2g} in ln {axis} is not above 0"
+        if vertex.status == "edge":
+            where = f"sizes {N.min():.3g} to {N.max():.3g}"
+            return f"minimum at {axis} = {vertex.x:.3g} lies outside the grid ({where})"
+    return ""
+
+
+def fit_isoflop(
+    N: Array,
+    D: Array,
+    loss: Array,
+    budget: Array,
+    *,
+    read: ReadOut = parabola_vertex,
+    name: str = "approach2",
+    drop_edges: bool = True,
+) -> IsoflopFit:
+    """Fit ln N_opt and ln D_opt as straight lines in ln C through the minima of the budgets.
+
+    Shapes (n,); rows with a NaN budget belong to no curve. Raises FitRefusedError for fewer than
+    three usable budgets or an exponent outside (0, 1). `drop_edges=False` keeps minima outside the
+    grid, to show what they would have done.
+    """
+    curves = read_curves(N, D, loss, budget, read)
+    usable = [
+        curve
+        for curve in curves
+        if curve.used or (not drop_edges and np.isfinite(curve.params.x + curve.tokens.x))
+    ]
+    if len(usable) < MIN_BUDGETS:
+        raise FitRefusedError(_too_few(curves, len(usable)))
+    budgets = np.array([curve.budget for curve in usable])
+    fit = IsoflopFit(
+        name=name,
+        curves=curves,
+        params_law=fit_power_law(budgets, np.array([curve.params.x for curve in usable])),
+        tokens_law=fit_power_law(budgets, np.array([curve.tokens.x for curve in usable])),
+    )
+    if drop_edges and not (0 < fit.a < 1 and 0 < fit.b < 1):
+        raise FitRefusedError(
+            f"Approach 2 gives exponents a={fit.a:.3f}, b={fit.b:.3f} outside (0, 1) from "
+            f"{len(usable)} budgets; widen the grid of sizes, or add budgets"
+        )
+    return fit
+
+
+def _too_few(curves: tuple[Curve, ...], n_usable: int) -> str:
+    lost = "; ".join(f"C={curve.budget:.3g}: {curve.reason}" for curve in curves if not curve.used)
+    return (
+        f"Approach 2 needs {MIN_BUDGETS} budgets with a minimum inside their sizes, has {n_usable}"
+        + (f" ({lost})" if lost else "")
+        + "; widen the grid of sizes there, or add budgets"
+    )

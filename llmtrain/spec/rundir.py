@@ -1,0 +1,99 @@
+"""A run's directory: who holds it, what state it is in, the facts written before step 0."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llmtrain.spec.errors import MismatchError, RunLockedError
+from llmtrain.spec.plan import RunPlan, run_id, run_identity
+from llmtrain.spec.settings import TrainConfig
+
+STATE_FILE = "state.json"
+
+
+def run_directory(config: TrainConfig) -> Path:
+    """Return where the run lives: runs_root / name / run_id."""
+    return Path(config.runs_root) / config.name / run_id(config)
+
+
+@contextlib.contextmanager
+def hold(directory: Path) -> Iterator[None]:
+    """Hold the directory for this process. Raises RunLockedError where another one does."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            message = f"{directory} is in use by {owner}; wait for it or stop it"
+            raise RunLockedError(message) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield  # closing the file gives the lock back, also when the process dies
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON by rename: whole or absent."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_state(directory: Path, state: str, reason: str | None = None) -> None:
+    """Note how far the run is, and why it ended where it failed."""
+    write_json(directory / STATE_FILE, {"state": state, "reason": reason})
+
+
+def read_state(directory: Path) -> tuple[str, str | None]:
+    """Return (state, reason); 'planned' where nothing has been written yet."""
+    try:
+        raw = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
+        return str(raw["state"]), raw["reason"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "planned", None
+
+
+def begin(directory: Path, config: TrainConfig, plan: RunPlan, data_id: str) -> None:
+    """Write config.json and plan.json, or check that they describe this very run.
+
+    Raises MismatchError where the directory holds another run, or the data have changed since.
+    """
+    path = directory / "config.json"
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["data_id"] != data_id:
+            raise MismatchError(
+                f"{directory} was begun on data {found['data_id'][:12]}, now it is {data_id[:12]}; "
+                "bring the old data back or move the folder away"
+            )
+        if found["identity"] != json.loads(json.dumps(run_identity(config))):
+            raise MismatchError(f"{directory} holds another configuration; move the folder away")
+    facts = {
+        "run_id": run_id(config),
+        "data_id": data_id,
+        "identity": run_identity(config),
+        "config": dataclasses.asdict(config),
+    }
+    write_json(path, facts)
+    write_json(directory / "plan.json", dataclasses.asdict(plan))
+
+
+def is_held(directory: Path) -> bool:
+    """Return whether a process holds the directory now."""
+    path = directory / "lock"
+    if not path.is_file():
+        return False
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

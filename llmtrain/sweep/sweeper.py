@@ -1,0 +1,94 @@
+"""The Hydra sweeper `isoflop`: a sweep's grid, or any product of overrides, checked as a whole."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from llmtrain.corpus.manifest import read_manifest
+from llmtrain.corpus.prepare import prepare
+from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.plan import plan_run
+from llmtrain.spec.settings import SweepConfig, TrainConfig, build_run
+from llmtrain.sweep.grid import Cell, Grid, plan_sweep
+from llmtrain.sweep.launcher import CellFailedError, PoolLauncher, plain
+from llmtrain.sweep.ledger import write_sweep
+from llmtrain.sweep.pool import Outcome
+
+
+class IsoflopSweeper(Sweeper):
+    """Hydra's sweeper `isoflop`.
+
+    Chooses the cells of `sweep=...`; without one it multiplies the overrides out as Hydra does.
+
+    Every cell is composed, built and planned before the first one starts.
+    """
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Take Hydra's context and make the launcher."""
+        self.loader = hydra_context.config_loader
+        self.master = config
+        self.runner: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> object:
+        """Run every cell. Raises CellFailedError after all others are done, and ConfigError."""
+        points = [(p, *build_run(self._compose(p))) for p in self._product(arguments)]
+        cells: list[tuple[list[str], Cell]] = []
+        for overrides, base, sweep in points:
+            grid = plan_point(base, sweep)
+            if sweep is not None:
+                write_sweep(Path(base.runs_root) / sweep.name, grid)
+            cells += [([*overrides, *cell.overrides()], cell) for cell in grid.cells]
+        if not cells:
+            raise ConfigError("no cell of this sweep can be trained; scripts/plan.py says why")
+        if isinstance(self.runner, PoolLauncher):
+            unique = {cell.run_id: cell for _, cell in cells}.values()
+            outcomes = self.runner.run_cells([cell.config for cell in unique])
+            raise_failures(outcomes)
+            return outcomes
+        returns = self.runner.launch([overrides for overrides, _ in cells], initial_job_idx=0)
+        return [job.return_value for job in returns]  # raises the first failure
+
+    def _compose(self, overrides: Sequence[str]) -> dict[str, object]:
+        return plain(self.loader.load_sweep_config(self.master, list(overrides)))
+
+    def _product(self, arguments: list[str]) -> list[list[str]]:
+        parser = OverridesParser.create(config_loader=self.loader)
+        parsed = parser.parse_overrides(arguments)
+        return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+
+
+def plan_point(base: TrainConfig, sweep: SweepConfig | None) -> Grid:
+    """Return the cells of one configuration: its sweep's grid, or the one run that it is.
+
+    Prepares the corpus where it is absent. Raises PlanError for a single run that cannot be.
+    """
+    if sweep is not None:
+        if not plan_sweep(base, sweep, unique_tokens=None).cells:  # before any file
+            return Grid(cells=(), refused=())
+        tokens = read_manifest(prepare(base.data)).train.n_tokens
+        return plan_sweep(base, sweep, unique_tokens=tokens)
+    plan_run(base, vocab_size=base.data.vocab_size, unique_tokens=None)
+    tokens = read_manifest(prepare(base.data)).train.n_tokens
+    plan = plan_run(base, vocab_size=base.data.vocab_size, unique_tokens=tokens)
+    return Grid(cells=(Cell(config=base, plan=plan),), refused=())
+
+
+def raise_failures(outcomes: Sequence[Outcome | None]) -> None:
+    """Raise CellFailedError if a cell failed, with the first reason and how many there are."""
+    failed = [o for o in outcomes if o is not None and o.error is not None]
+    if failed:
+        raise CellFailedError(
+            f"{len(failed)} of {len(outcomes)} cells failed, the others are done; first: "
+            f"{failed[0].job.name}: {failed[0].error}"
+        )

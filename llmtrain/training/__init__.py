@@ -1,0 +1,1 @@
+"""One run: model, optimizer, data, loop, checkpoints, metrics and record."""

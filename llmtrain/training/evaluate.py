@@ -1,0 +1,72 @@
+"""The validation loss: a fixed set of rows at full length, in nats per token and bits per byte."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+
+from llmtrain.corpus.shards import Corpus
+from llmtrain.training.batches import validation_rows
+
+EVAL_TOKENS = 8192  # tokens of one forward pass; it bounds the logits' memory, nothing else
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """The loss on the validation rows."""
+
+    loss: float
+    """Mean over tokens, nats per token."""
+    bpb: float
+    """Bits per byte of the text that the targets stand for."""
+    n_tokens: int
+    se: float
+    """Standard error of the loss over rows, nats per token."""
+
+
+class Evaluator:
+    """Evaluates any model of a run on the same rows."""
+
+    def __init__(
+        self, corpus: Corpus, *, n_tokens: int, seq_len: int, device: torch.device
+    ) -> None:
+        self.inputs, self.targets = validation_rows(corpus, n_tokens=n_tokens, seq_len=seq_len)
+        self.n_bytes = int(np.asarray(corpus.token_bytes)[self.targets.numpy()].sum())
+        self.rows_per_pass = max(1, EVAL_TOKENS // seq_len)
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        autocast: Callable[[], AbstractContextManager[None]],
+    ) -> Evaluation:
+        """Return the loss of `forward`, which maps (B, T) tokens to (B, T, V) logits."""
+        rows: list[Tensor] = []
+        batches = zip(
+            self.inputs.split(self.rows_per_pass),
+            self.targets.split(self.rows_per_pass),
+            strict=True,
+        )
+        for inputs, targets in batches:
+            with autocast():
+                logits = forward(inputs.to(self.device))
+            nll = F.cross_entropy(
+                logits.float().flatten(0, 1), targets.to(self.device).flatten(), reduction="none"
+            )
+            rows.append(nll.view(targets.shape).mean(dim=1))
+        by_row = torch.cat(rows).double().cpu()
+        loss = float(by_row.mean())
+        n_tokens = self.targets.numel()
+        spread = float(by_row.std()) if len(by_row) > 1 else float("nan")
+        return Evaluation(
+            loss=loss,
+            bpb=loss * n_tokens / math.log(2) / self.n_bytes,
+            n_tokens=n_tokens,
+            se=spread / math.sqrt(len(by_row)),
+        )

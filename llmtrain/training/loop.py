@@ -1,0 +1,197 @@
+"""One run, from its plan to its record."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmtrain.corpus.shards import Corpus
+from llmtrain.spec import rundir
+from llmtrain.spec.errors import DivergedError, InterruptedRunError, MismatchError
+from llmtrain.spec.plan import RunPlan, plan_run, run_id
+from llmtrain.spec.record import RunRecord, read_record, write_record
+from llmtrain.spec.settings import TrainConfig
+from llmtrain.training import runtime
+from llmtrain.training.checkpoint import load_checkpoint, save_checkpoint
+from llmtrain.training.energy import EnergyMeter
+from llmtrain.training.evaluate import Evaluation
+from llmtrain.training.sample import write_sample
+from llmtrain.training.session import Session
+from llmtrain.training.summary import make_record, metrics_row, wandb_facts, wandb_tags
+from llmtrain.training.tracking import MetricsFile, Mirror, open_mirror
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is, for whoever shows it."""
+
+    step: int
+    n_steps: int
+    loss: float
+    lr: float
+    seq_len: int
+    tokens_per_second: float
+
+
+ProgressHook = Callable[[Progress], None]
+
+
+def train(
+    config: TrainConfig,
+    corpus: Corpus,
+    *,
+    on_progress: ProgressHook | None = None,
+) -> RunRecord:
+    """Train, evaluate and record one run; return its record, at once where it is already there.
+
+    Continues from the newest sound checkpoint. Raises PlanError, RunLockedError, MismatchError,
+    DivergedError, or InterruptedRunError after a signal, when the state has been saved.
+    """
+    plan = plan_run(
+        config,
+        vocab_size=corpus.manifest.vocab_size,
+        unique_tokens=corpus.manifest.train.n_tokens,
+    )
+    directory = rundir.run_directory(config)
+    with rundir.hold(directory):
+        if (done := read_record(directory)) is not None:
+            return _checked(done, corpus, directory)
+        rundir.begin(directory, config, plan, corpus.manifest.data_id)
+        return _Run(config, corpus, plan, directory, on_progress).finish()
+
+
+def _checked(record: RunRecord, corpus: Corpus, directory: Path) -> RunRecord:
+    if record.data_id != corpus.manifest.data_id:
+        raise MismatchError(
+            f"{directory} was trained on data {record.data_id[:12]}, now it is "
+            f"{corpus.manifest.data_id[:12]}; move the folder away to train it again"
+        )
+    return record
+
+
+class _Run:
+    """A run in its directory: the session, its metrics and its checkpoints."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        corpus: Corpus,
+        plan: RunPlan,
+        directory: Path,
+        on_progress: ProgressHook | None,
+    ) -> None:
+        self.config, self.corpus, self.plan, self.directory = config, corpus, plan, directory
+        self.on_progress = on_progress
+        self.run_id = run_id(config)
+        begin = time.perf_counter()
+        device = runtime.pick_device(config.runtime)
+        self.energy = EnergyMeter(device)
+        self.session = Session(config, plan, corpus, device)
+        state, self.warnings = load_checkpoint(directory / CHECKPOINTS, run_id=self.run_id)
+        if state is not None:
+            self.session.restore(state["session"])
+        self.metrics = MetricsFile(directory, length=0 if state is None else state["metrics"])
+        self.mirror: Mirror = open_mirror(
+            config.tracking,
+            directory=directory,
+            run_id=self.run_id,
+            family=config.name,
+            tags=wandb_tags(config),
+            facts=wandb_facts(config, plan, corpus),
+        )
+        self.session.seconds["setup"] += time.perf_counter() - begin
+        self.log_every = max(1, plan.n_steps // config.tracking.points)
+        self.evaluate_every = max(1, plan.n_steps // config.evaluation.points)
+        self.saved_at = time.monotonic()
+
+    def finish(self) -> RunRecord:
+        """Train what is missing, evaluate, and leave the record as the last thing written."""
+        rundir.write_state(self.directory, "running")
+        try:
+            with runtime.stop_on_signals() as stop:
+                self._train(stop)
+                final = self._log_evaluation()
+        except DivergedError as error:
+            rundir.write_state(self.directory, "failed", str(error))
+            raise
+        if self.config.evaluation.sample_tokens > 0:
+            write_sample(self.session.model, self.corpus, self.config, self.directory)
+        record = make_record(
+            self.session,
+            self.corpus,
+            final,
+            energy=self.energy,
+            metrics_sha256=self.metrics.close(),
+        )
+        write_record(self.directory, record)
+        rundir.write_state(self.directory, "done")
+        self.mirror.finish({"val/loss": final.loss, "val/bpb": final.bpb})
+        return record
+
+    def _train(self, stop: runtime.StopRequest) -> None:
+        session, plan = self.session, self.plan
+        while session.step < plan.n_steps:
+            session.train_step()
+            last = session.step == plan.n_steps
+            if last or session.step % self.log_every == 0:
+                self._log_step()
+            if not last and session.step % self.evaluate_every == 0:
+                self._log_evaluation()
+            if stop and not last:
+                self._save()
+                raise InterruptedRunError(
+                    f"{stop.name} at step {session.step} of {plan.n_steps}; saved in "
+                    f"{self.directory}; run the same command to go on"
+                )
+            if not last and self._save_is_due():
+                self._save()
+
+    def _log_step(self) -> None:
+        session = self.session
+        loss = session.drain_losses()
+        if not (loss < float("inf") and bool(session.grad_norm.isfinite())):
+            raise DivergedError(
+                f"loss {loss} with gradient norm {float(session.grad_norm)} within the "
+                f"{self.log_every} steps before step {session.step}; lower recipe.lr_multiplier"
+            )
+        row = metrics_row(session, loss)
+        self.metrics.write(row)
+        self.mirror.log(row)
+        if self.on_progress is not None:
+            self.on_progress(
+                Progress(
+                    step=session.step,
+                    n_steps=self.plan.n_steps,
+                    loss=loss,
+                    lr=float(row["train/lr"]),
+                    seq_len=int(row["train/seq_len"]),
+                    tokens_per_second=float(row["train/tokens_per_second"]),
+                )
+            )
+
+    def _log_evaluation(self) -> Evaluation:
+        session = self.session
+        result = session.evaluate()
+        row = session.clock() | {"val/loss": result.loss, "val/bpb": result.bpb}
+        self.metrics.write(row)
+        self.mirror.log(row)
+        return result
+
+    def _save_is_due(self) -> bool:
+        every = self.config.checkpoint.every_steps
+        if every is not None and self.session.step % every == 0:
+            return True
+        return time.monotonic() - self.saved_at >= self.config.checkpoint.every_s
+
+    def _save(self) -> None:
+        with self.session.timed("save"):
+            save_checkpoint(
+                self.directory / CHECKPOINTS,
+                run_id=self.run_id,
+                step=self.session.step,
+                state={"session": self.session.state(), "metrics": self.metrics.length()},
+                keep=self.config.checkpoint.keep,
+            )
+        self.saved_at = time.monotonic()

@@ -1,0 +1,166 @@
+"""The machine under a run: device, precision, seeds, peak, provenance, signals."""
+
+import contextlib
+import functools
+import hashlib
+import os
+import platform
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+
+import llmtrain
+from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.settings import RuntimeConfig
+
+# Dense bf16 peaks of one device, TFLOP/s, from the makers' data sheets.
+PEAK_TFLOPS = {
+    "H200": 989.5,
+    "H100 PCIe": 756.0,
+    "H100": 989.5,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "A10G": 70.0,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.0,
+    "V100": 125.0,
+}
+
+
+def pick_device(config: RuntimeConfig) -> torch.device:
+    """Return the device of a run and set the process up for it.
+
+    Raises ConfigError where a GPU is asked for and there is none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if config.device == "cuda" and not has_gpu:
+        raise ConfigError("runtime.device=cuda, but torch sees no GPU; use runtime.device=auto")
+    torch.set_num_threads(config.n_threads)
+    torch.set_flush_denormal(True)
+    if config.device == "cpu" or not has_gpu:
+        return torch.device("cpu")
+    torch.set_float32_matmul_precision("high")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def autocast(
+    device: torch.device, config: RuntimeConfig
+) -> contextlib.AbstractContextManager[None]:
+    """Return the context of forward passes: bfloat16 autocast, or nothing for float32."""
+    if config.dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return a seed for the random numbers of one step, so that resume needs no generator state."""
+    digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def peak_flops(device: torch.device, config: RuntimeConfig) -> float | None:
+    """Return the device's peak in FLOP/s, from config or table; None where neither knows."""
+    if config.peak_tflops is not None:
+        return config.peak_tflops * 1e12
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak * 1e12 for key, peak in PEAK_TFLOPS.items() if key in name), None)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the peak memory so far: allocated on a GPU, resident of the process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def hardware(device: torch.device, config: RuntimeConfig) -> dict[str, str]:
+    """Return what the run was trained on, as text."""
+    facts = {
+        "device": device.type,
+        "cpu": _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": str(os.cpu_count()),
+        "threads": str(config.n_threads),
+    }
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    found = {
+        "llmtrain": llmtrain.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+    if torch.version.cuda is not None:
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+@functools.cache
+def code_id() -> str:
+    """Return the git commit of the code, '+' and a hash of the uncommitted change, or 'unknown'."""
+    root = Path(llmtrain.__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> bytes:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, check=True, timeout=20).stdout
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD").decode().strip()
+        change = git("diff", "HEAD", "--", "llmtrain")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return f"{commit}+{hashlib.sha256(change).hexdigest()[:8]}" if change else commit
+
+
+class StopRequest:
+    """Whether a signal has asked the run to save and leave."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.name is not None
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.name = signal.Signals(number).name
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn SIGTERM, SIGINT and SIGUSR1 into a request that the loop reads between steps."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.signal(number, request._note) for number in numbers}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

@@ -1,0 +1,169 @@
+"""Everything that one run holds: model, optimizer, data, clocks; stepped, saved, restored."""
+
+import time
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmtrain.corpus.shards import Corpus
+from llmtrain.spec.plan import PlanStage, RunPlan
+from llmtrain.spec.schedule import lr_factor_at
+from llmtrain.spec.settings import TrainConfig
+from llmtrain.training.batches import Batches
+from llmtrain.training.evaluate import Evaluation, Evaluator
+from llmtrain.training.model import Transformer, cross_entropy
+from llmtrain.training.optim import build_optimizer, clip_gradients, set_lr
+from llmtrain.training.runtime import autocast, step_seed
+
+TAIL = 0.95  # the reported training loss is the mean over the steps after this share of the run
+
+
+class Session:
+    """The state of a run and the ways to move it; the step is the only cursor."""
+
+    def __init__(
+        self, config: TrainConfig, plan: RunPlan, corpus: Corpus, device: torch.device
+    ) -> None:
+        self.config, self.plan, self.device = config, plan, device
+        self.step = 0
+        self.seconds = {"setup": 0.0, "compile": 0.0, "train": 0.0, "evaluate": 0.0, "save": 0.0}
+        self.tail_sum, self.tail_steps = 0.0, 0
+        self.recent: list[Tensor] = []  # losses since the last row; read together, one sync
+        self.grad_norm = torch.zeros(())
+        self.model = Transformer(
+            config.model,
+            vocab_size=corpus.manifest.vocab_size,
+            seq_len=config.seq_len.seq_len,
+            activation_checkpointing=config.runtime.activation_checkpointing,
+        )
+        self.model.init_weights(config.seed)
+        self.model.to(device)
+        self.optimizer = build_optimizer(self.model, config.optimizer, plan.hyper, fused=True)
+        if config.runtime.compile:
+            for block in self.model.blocks:
+                block.compile(dynamic=False)
+        self.batches = Batches(corpus, plan, config.seed, device)
+        self.evaluator = Evaluator(
+            corpus,
+            n_tokens=config.evaluation.n_tokens,
+            seq_len=config.seq_len.seq_len,
+            device=device,
+        )
+        self.warmed: set[PlanStage] = set()
+        self.cold_steps = 0  # steps whose time went to compilation
+        self.last_lr = 0.0
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the precision context of a forward pass."""
+        return autocast(self.device, self.config.runtime)
+
+    def lr(self) -> float:
+        """Return the learning rate of the next step: the schedule at the middle of its tokens."""
+        stage = self.plan.shape_at(self.step)
+        return self.plan.hyper.peak_lr * lr_factor_at(
+            self.plan.done_at(self.step)[0] + stage.step_tokens / 2,
+            self.config.schedule,
+            warmup_tokens=self.plan.warmup_tokens,
+            n_tokens=self.plan.n_tokens,
+        )
+
+    def clock(self) -> dict[str, float | int]:
+        """Return step, tokens and FLOPs (under the budget's convention) done so far."""
+        tokens, flops = self.plan.done_at(self.step)
+        return {"step": self.step, "tokens": tokens, "flops": flops}
+
+    def train_step(self) -> None:
+        """Do one optimizer step on the next batch, in as many passes as the memory wants."""
+        begin = time.perf_counter()
+        stage = self.plan.shape_at(self.step)
+        self.last_lr = self.lr()
+        set_lr(self.optimizer, self.last_lr)
+        if self.config.model.dropout > 0:
+            torch.manual_seed(step_seed(self.config.seed, self.step))
+        loss = self._backward(stage)
+        self.grad_norm = clip_gradients(self.model, self.config.optimizer.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.recent.append(loss)
+        self.step += 1
+        elapsed = time.perf_counter() - begin
+        cold = self.config.runtime.compile and stage not in self.warmed
+        self.cold_steps += cold
+        self.warmed.add(stage)
+        self.seconds["compile" if cold else "train"] += elapsed
+
+    def _backward(self, stage: PlanStage) -> Tensor:
+        """Accumulate the gradient of the mean loss over the batch; return that loss, detached."""
+        inputs, targets = self.batches.at(self.step)
+        micro_tokens = self.config.runtime.micro_batch_tokens or stage.step_tokens
+        rows = max(1, micro_tokens // stage.row_len)
+        total = torch.zeros((), device=self.device)
+        for x, y in zip(inputs.split(rows), targets.split(rows), strict=True):
+            with self.autocast():
+                logits = self.model(x, window=stage.window)
+            nll, loss = cross_entropy(logits, y, z_loss=self.config.optimizer.z_loss)
+            share = len(x) / len(inputs)  # the last pass may be smaller
+            (loss * share).backward()
+            total = total + nll * share
+        return total
+
+    def drain_losses(self) -> float:
+        """Return the mean training loss since the last call: the one wait for the device."""
+        losses = torch.stack(self.recent).double().cpu()
+        first = self.step - len(self.recent)
+        tail = losses[max(0, int(TAIL * self.plan.n_steps) - first) :]
+        self.tail_sum += float(tail.sum())
+        self.tail_steps += len(tail)
+        self.recent.clear()
+        return float(losses.mean())
+
+    def train_loss(self) -> float:
+        """Return the mean loss over the last twentieth of the steps."""
+        return self.tail_sum / self.tail_steps
+
+    def evaluate(self) -> Evaluation:
+        """Return the validation loss at full length; training's random numbers are not touched."""
+        with self.timed("evaluate"):
+            self.model.eval()
+            result = self.evaluator(self.model, self.autocast)
+            self.model.train()
+        return result
+
+    def timed(self, part: str) -> "Stopwatch":
+        """Add the time of a `with` block to a part of the run's seconds."""
+        return Stopwatch(self.seconds, part)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that resume needs, the losses since the last row included."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "tail": [self.tail_sum, self.tail_steps],
+            "recent": list(self.recent),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.seconds.update(state["seconds"])
+        self.tail_sum, self.tail_steps = state["tail"]
+        self.recent = [loss.to(self.device) for loss in state["recent"]]
+
+
+class Stopwatch:
+    """Adds the wall time of a `with` block to one entry of a dictionary."""
+
+    def __init__(self, seconds: dict[str, float], part: str) -> None:
+        self.seconds, self.part = seconds, part
+
+    def __enter__(self) -> None:
+        self.begin = time.perf_counter()
+
+    def __exit__(self, *_error: object) -> None:
+        self.seconds[self.part] += time.perf_counter() - self.begin

@@ -1,0 +1,126 @@
+"""What a run says of itself: rows while it trains, the record at its end, facts for wandb."""
+
+import dataclasses
+from typing import Any
+
+from llmtrain.corpus.shards import Corpus
+from llmtrain.spec.build import config_hash
+from llmtrain.spec.plan import RunPlan, run_id, run_identity
+from llmtrain.spec.record import SCHEMA, RunRecord
+from llmtrain.spec.schedule import is_annealed
+from llmtrain.spec.settings import TrainConfig
+from llmtrain.training import runtime
+from llmtrain.training.energy import EnergyMeter
+from llmtrain.training.evaluate import Evaluation
+from llmtrain.training.session import Session
+from llmtrain.training.tracking import flatten
+
+
+def metrics_row(session: Session, loss: float) -> dict[str, float | int]:
+    """Return one row of training metrics; `loss` is the mean since the last row."""
+    clock = session.clock()
+    stage = session.plan.shape_at(session.step - 1)
+    speed = tokens_per_second(session)
+    row: dict[str, float | int] = clock | {
+        "train/loss": loss,
+        "train/lr": session.last_lr,
+        "train/seq_len": stage.window or stage.row_len,
+        "train/grad_norm": float(session.grad_norm),
+        "train/tokens_per_second": speed,
+        "train/memory_gb": runtime.peak_memory_bytes(session.device) / 1e9,
+    }
+    mfu = model_flops_utilisation(session)
+    return row if mfu is None else row | {"train/mfu": mfu}
+
+
+def tokens_per_second(session: Session) -> float:
+    """Return training tokens over the seconds spent in steps, compilation left out."""
+    tokens, _ = session.plan.done_at(session.step - session.cold_steps)
+    return tokens / session.seconds["train"] if session.seconds["train"] > 0 else 0.0
+
+
+def model_flops_utilisation(session: Session) -> float | None:
+    """Return MFU: FLOPs with full attention per second over the device's peak, or None.
+
+    Source: Chowdhery et al. 2022 (arXiv 2204.02311), appendix B.
+    """
+    peak = runtime.peak_flops(session.device, session.config.runtime)
+    if peak is None:
+        return None
+    per_token = session.plan.flops["full_attention"] / session.plan.n_tokens
+    return per_token * tokens_per_second(session) / peak
+
+
+def make_record(
+    session: Session,
+    corpus: Corpus,
+    final: Evaluation,
+    *,
+    energy: EnergyMeter,
+    metrics_sha256: str,
+) -> RunRecord:
+    """Return the record of a finished run."""
+    config, plan, manifest = session.config, session.plan, corpus.manifest
+    seq, model = config.seq_len, config.model
+    return RunRecord(
+        schema=SCHEMA,
+        run_id=run_id(config),
+        config_id=config_hash(run_identity(config)),
+        code_id=runtime.code_id(),
+        family=config.name,
+        data_name=manifest.name,
+        data_id=manifest.data_id,
+        tokenizer_id=manifest.tokenizer_id,
+        vocab_size=manifest.vocab_size,
+        d_model=model.d_model,
+        n_layers=model.n_layers,
+        n_heads=model.n_heads,
+        d_ff=model.d_ff,
+        seq_len=seq.seq_len,
+        parametrization=model.parametrization,
+        params=plan.params,
+        n_tokens=plan.n_tokens,
+        n_steps=plan.n_steps,
+        batch_tokens=plan.batch_tokens,
+        unique_tokens=manifest.train.n_tokens,
+        epochs=plan.consumed_tokens / manifest.train.n_tokens,
+        flops_convention=config.budget.convention,
+        flops_budget=config.budget.flops,
+        flops={str(name): value for name, value in plan.flops.items()},
+        seed=config.seed,
+        recipe=config.recipe.name,
+        peak_lr=plan.hyper.peak_lr,
+        optimizer=config.optimizer.name,
+        schedule=config.schedule.name,
+        annealed=is_annealed(config.schedule),
+        seq_len_warmup="none" if len(plan.stages) == 1 else f"{seq.mode} {seq.pacing}",
+        dtype=config.runtime.dtype,
+        val_loss=final.loss,
+        val_bpb=final.bpb,
+        val_tokens=final.n_tokens,
+        val_loss_se=final.se,
+        train_loss=session.train_loss(),
+        seconds=dict(session.seconds),
+        tokens_per_second=tokens_per_second(session),
+        mfu=model_flops_utilisation(session),
+        memory_bytes=runtime.peak_memory_bytes(session.device),
+        energy_j=energy.joules(),
+        energy_source=energy.source,
+        hardware=runtime.hardware(session.device, config.runtime),
+        versions=runtime.versions(),
+        metrics_sha256=metrics_sha256,
+    )
+
+
+def wandb_tags(config: TrainConfig) -> list[str]:
+    """Return the tags that a run is found by."""
+    budget = run_id(config).partition("-")[0]
+    shape = f"w{config.model.d_model}d{config.model.n_layers}"
+    return [budget, shape, config.recipe.name, config.schedule.name, config.data.name]
+
+
+def wandb_facts(config: TrainConfig, plan: RunPlan, corpus: Corpus) -> dict[str, Any]:
+    """Return the configuration and the plan with dotted keys."""
+    facts = flatten(dataclasses.asdict(config))
+    facts |= flatten({"plan": dataclasses.asdict(plan)})
+    return facts | {"data_id": corpus.manifest.data_id, "run_id": run_id(config)}

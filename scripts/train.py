@@ -1,0 +1,87 @@
+"""Train one run, or a sweep of runs.
+
+  python scripts/train.py model=w64d4 budget.flops=1e12
+  python scripts/train.py -m model=w32d2,w64d4 budget.flops=1e11,1e12
+  python scripts/train.py sweep=demo
+  python scripts/train.py sweep=isoflop sweep.name=NAME 'sweep.budgets=[1e15,3e15,1e16]'
+
+Every key of configs/ can be set as key=value. A run that is finished is not run again; a run that
+was stopped goes on. Results: runs/<name>/<run_id>/record.json.
+"""
+
+import functools
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from console import RunConsole, SweepConsole
+from edge import CONFIG_DIR, check_overrides, guarded
+from omegaconf import DictConfig
+
+from llmtrain.corpus.prepare import prepare
+from llmtrain.corpus.shards import Corpus, open_corpus
+from llmtrain.spec.build import build
+from llmtrain.spec.plan import plan_run
+from llmtrain.spec.rundir import run_directory
+from llmtrain.spec.settings import TrainConfig, build_run
+from llmtrain.sweep.launcher import HANDS, plain
+from llmtrain.sweep.pool import Report
+
+
+@functools.cache
+def opened(directory: Path) -> Corpus:
+    """Return the corpus in `directory`; a worker opens it once for all its cells."""
+    return open_corpus(directory)
+
+
+def work(payload: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Do one cell in a worker: from its configuration to what the sweep shows of its record."""
+    from llmtrain.training.loop import Progress, train  # noqa: PLC0415 - the driver needs no torch
+
+    def on_progress(progress: Progress) -> None:
+        report({"share": progress.step / progress.n_steps, "loss": progress.loss})
+
+    config = build(TrainConfig, payload["config"])
+    record = train(config, opened(prepare(config.data)), on_progress=on_progress)
+    return {
+        "val_loss": record.val_loss,
+        "val_bpb": record.val_bpb,
+        "n_params": record.params["no_input_embedding"],
+        "budget": record.flops_budget,
+    }
+
+
+def train_one(config: TrainConfig) -> None:
+    """Train one run in this process and print its result."""
+    from llmtrain.training.loop import train  # noqa: PLC0415 - 1.4 s, after the config is checked
+
+    plan_run(config, vocab_size=config.data.vocab_size, unique_tokens=None)  # before any file
+    corpus = opened(prepare(config.data))
+    with RunConsole(enabled=config.tracking.progress) as console:
+        record = train(config, corpus, on_progress=console.show)
+    console.result(record, run_directory(config))
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")
+def main(composed: DictConfig) -> None:
+    """Train the one run that Hydra composed; sweeps go through the sweeper and launcher."""
+    train_one(build_run(plain(composed))[0])
+
+
+def run() -> None:
+    """Check the arguments, then let Hydra compose and call."""
+    overrides = [a for a in sys.argv[1:] if a not in ("-m", "--multirun")]
+    check_overrides(overrides)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to `guarded`, which makes one line of them
+    HANDS.work = work
+    HANDS.watcher = SweepConsole()
+    main()
+
+
+if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+    else:
+        sys.exit(guarded(run))
