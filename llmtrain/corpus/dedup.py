@@ -43,7 +43,7 @@ def shingle_hashes(text: bytes) -> Hashes:
     powers = _powers(_BYTE_FACTOR, codes.size)
     inverse = _powers(np.uint64(pow(int(_BYTE_FACTOR), -1, 2**64)), codes.size)
     prefix = np.concatenate([[np.uint64(0)], np.cumsum(_BYTE_VALUE[codes] * powers)])
-    words = _mix((prefix[ends] - prefix[begins]) * inverse[begins])
+    words = (prefix[ends] - prefix[begins]) * inverse[begins]
     width = min(SHINGLE_WORDS, words.size)
     shingles = np.zeros(words.size - width + 1, dtype=np.uint64)
     for k in range(width):

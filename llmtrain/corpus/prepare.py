@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import io
 import math
 import os
 import shutil
@@ -140,15 +141,16 @@ def _build(config: DataConfig, found: Survey, building: Path, progress: Progress
         dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
         splits = {}
         for split, chosen in (("train", collection.train), ("val", collection.val)):
-            writer = _SplitWriter(building / f"{split}.bin", STORED[dtype])
-            done, total = 0, int(collection.lengths[chosen].sum())
-            for batch in _batches(collection.texts(chosen)):
-                writer.add(batch, tokenizer)
-                done += sum(map(len, batch))
-                progress(f"tokenize {split}", done / total)
-            splits[split] = writer.close()
-        token_bytes = building / TOKEN_BYTES_FILE
+            with (building / f"{split}.bin").open("wb") as file:
+                writer = _SplitWriter(file, f"{split}.bin", STORED[dtype])
+                total = int(collection.lengths[chosen].sum())
+                for batch in _batches(collection.texts(chosen)):
+                    writer.add(batch, tokenizer)
+                    progress(f"tokenize {split}", writer.n_bytes / total)
+                splits[split] = writer.finish()
+        token_bytes = io.BytesIO()
         np.save(token_bytes, tokenizer.token_bytes(), allow_pickle=False)
+        _write(building / TOKEN_BYTES_FILE, token_bytes.getvalue())
         manifest = Manifest(
             schema=SCHEMA,
             name=config.name,
@@ -160,17 +162,14 @@ def _build(config: DataConfig, found: Survey, building: Path, progress: Progress
             train=splits["train"],
             val=splits["val"],
             text_sha256=collection.text_sha256,
-            token_bytes_sha256=hashlib.sha256(token_bytes.read_bytes()).hexdigest(),
+            token_bytes_sha256=hashlib.sha256(token_bytes.getvalue()).hexdigest(),
         )
     write_manifest(building, manifest)
 
 
 def _facts(config: DataConfig, collection: Collection) -> dict[str, str]:
-    left_out = {reason: str(count) for reason, count in collection.left_out.items()}
-    return {
-        "deduplicate": config.deduplicate,
-        "val_fraction": f"{config.val_fraction:g}",
-    } | left_out
+    facts = {"deduplicate": config.deduplicate, "val_fraction": f"{config.val_fraction:g}"}
+    return facts | {reason: str(count) for reason, count in collection.left_out.items()}
 
 
 def _batches(texts: Iterator[bytes]) -> Iterator[list[bytes]]:
@@ -196,14 +195,16 @@ def _write(path: Path, content: bytes) -> None:
 class _SplitWriter:
     """Writes one split's file and hashes it shard by shard on the way."""
 
-    def __init__(self, path: Path, dtype: np.dtype[np.unsignedinteger[Any]]) -> None:
-        self._path = path
+    def __init__(
+        self, file: IO[bytes], name: str, dtype: np.dtype[np.unsignedinteger[Any]]
+    ) -> None:
+        self.n_bytes = 0
+        self._file = file
+        self._name = name
         self._dtype = dtype
-        self._file: IO[bytes] = path.open("wb")
         self._shards: list[ShardInfo] = []
         self._hash = hashlib.sha256()
         self._in_shard = 0
-        self._n_bytes = 0
         self._n_documents = 0
 
     def add(self, texts: list[bytes], tokenizer: Tokenizer) -> None:
@@ -211,7 +212,7 @@ class _SplitWriter:
         separator = np.array([tokenizer.separator], dtype=self._dtype)
         parts = [part for ids in tokenizer.encode(texts) for part in (ids, separator)]
         tokens = np.concatenate(parts).astype(self._dtype)
-        self._n_bytes += sum(map(len, texts))
+        self.n_bytes += sum(map(len, texts))
         self._n_documents += len(texts)
         while tokens.size:
             part = tokens[: SHARD_TOKENS - self._in_shard]
@@ -222,22 +223,21 @@ class _SplitWriter:
             if self._in_shard == SHARD_TOKENS:
                 self._end_shard()
 
-    def close(self) -> SplitInfo:
+    def finish(self) -> SplitInfo:
         """Flush to the disk and return the counts."""
         if self._in_shard:
             self._end_shard()
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._file.close()
         return SplitInfo(
             n_tokens=sum(shard.n_tokens for shard in self._shards),
-            n_bytes=self._n_bytes,
+            n_bytes=self.n_bytes,
             n_documents=self._n_documents,
             shards=tuple(self._shards),
         )
 
     def _end_shard(self) -> None:
         digest = self._hash.hexdigest()
-        self._shards.append(ShardInfo(file=self._path.name, n_tokens=self._in_shard, sha256=digest))
+        self._shards.append(ShardInfo(file=self._name, n_tokens=self._in_shard, sha256=digest))
         self._hash = hashlib.sha256()
         self._in_shard = 0

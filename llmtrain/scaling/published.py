@@ -1,5 +1,6 @@
 """Printed scaling laws, each with its source and its way of counting."""
 
+import math
 from dataclasses import dataclass
 
 from llmtrain.scaling.law import FLOPS_PER_PARAM_TOKEN, LossLaw, PowerLaw
@@ -132,7 +133,14 @@ REGISTRY = (
         "muennighoff_c4",
         ("muennighoff", "muennighoff2023"),
         "Muennighoff et al. 2023 (2305.16264), C4",
-        LossLaw(E=1.86914, A=520.825, B=1487.716, alpha=0.3526596, beta=0.3526596),
+        LossLaw(
+            # The source gives logarithms: E 1.86914, A 520.825, B 1487.716.
+            E=math.exp(0.6254804),
+            A=math.exp(6.255414),
+            B=math.exp(7.3049974),
+            alpha=0.3526596,
+            beta=0.3526596,
+        ),
     ),
     _surface(
         "sardana2024",

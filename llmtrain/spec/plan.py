@@ -99,10 +99,11 @@ def run_identity(config: TrainConfig) -> dict[str, object]:
 def run_id(config: TrainConfig) -> str:
     """Return the run's name: what a person looks for, then a hash of every deciding setting."""
     budget = config.budget
-    amount = f"C{budget.flops:.3g}" if budget.flops is not None else f"D{budget.n_tokens:.3g}"
+    kind, amount = ("D", budget.n_tokens) if budget.flops is None else ("C", budget.flops)
+    mantissa, _, exponent = f"{amount:.2e}".partition("e")
     shape = f"w{config.model.d_model}d{config.model.n_layers}"
     digest = config_hash(run_identity(config))[:10]
-    return f"{amount.replace('e+', 'e')}-{shape}-s{config.seed}-{digest}"
+    return f"{kind}{float(mantissa):g}e{int(exponent)}-{shape}-s{config.seed}-{digest}"
 
 
 def plan_run(config: TrainConfig, *, vocab_size: int, unique_tokens: int | None) -> RunPlan:

@@ -152,7 +152,11 @@ class _Worker:
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode or 0
-            reason = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"left ({code})"
+            reason = (
+                f"was killed by {signal.Signals(-code).name}"
+                if code < 0
+                else f"left with code {code}"
+            )
             self.pipe.close()
             self._start()
             return self._outcome(None, f"the worker {reason}", 1)
@@ -239,7 +243,7 @@ def _serve(pipe: Connection, work: Work, slot: Slot) -> None:
         except LlmtrainError as error:
             answer = ("error", str(error), error.exit_code)
         except Exception as error:
-            answer = ("error", f"{type(error).__name__}: {str(error).splitlines()[:1]}", 1)
+            answer = ("error", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", 1)
         with contextlib.suppress(BrokenPipeError):
             pipe.send(answer)
 

@@ -113,8 +113,8 @@ class _Run:
             with runtime.stop_on_signals() as stop:
                 self._train(stop)
                 final = self._log_evaluation()
-        except DivergedError as error:
-            rundir.write_state(self.directory, "failed", str(error))
+        except BaseException as error:
+            self._leave(error)
             raise
         if self.config.evaluation.sample_tokens > 0:
             write_sample(self.session.model, self.corpus, self.config, self.directory)
@@ -129,6 +129,14 @@ class _Run:
         rundir.write_state(self.directory, "done")
         self.mirror.finish({"val/loss": final.loss, "val/bpb": final.bpb})
         return record
+
+    def _leave(self, error: BaseException) -> None:
+        """Close what is open and note how the run stands; what was trained is kept."""
+        self.metrics.close()
+        interrupted = isinstance(error, InterruptedRunError)
+        reason = str(error) or type(error).__name__
+        rundir.write_state(self.directory, "stopped" if interrupted else "failed", reason)
+        self.mirror.finish({})
 
     def _train(self, stop: runtime.StopRequest) -> None:
         session, plan = self.session, self.plan

@@ -112,11 +112,14 @@ class Transformer(nn.Module):
     def init_weights(self, seed: int) -> None:
         """Draw all weights from a CPU generator of their own: the same on every device.
 
-        Hidden matrices: normal, std 1/sqrt(fan_in) or `init_std` (times muP's width factor); those
-        that write to the residual stream divided by sqrt(2 n_layers), as GPT-2 (Radford et al.
-        2019, section 2.3). Tables: `init_std`. Untied head: 1/d_model (1/base_d_model under muP),
-        so that logits start with std 1/sqrt(d_model) and the loss within .04 of ln V from width
-        16 up; `fixed` draws it with init_std as GPT-2 draws its tied one. Gains 1, biases 0.
+        fan_in: hidden matrices normal with std 1/sqrt(fan_in), but those that write to the residual
+        stream 0, so that every block starts as the identity (Goyal et al. 2017, arXiv 1706.02677,
+        section 5.1, for convolutions; measured here on tiny models, docs/experiments.md); the
+        untied head has std 1/d_model, so that logits start with std 1/sqrt(d_model) and the loss
+        within .04 of ln V from width 16 up.
+        fixed: all matrices init_std, those that write to the residual stream divided by
+        sqrt(2 n_layers) (GPT-2, Radford et al. 2019, section 2.3).
+        Tables have std init_std, gains are 1, biases 0; muP changes what mup.py says.
         """
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
@@ -135,9 +138,13 @@ class Transformer(nn.Module):
         config = self.config
         if isinstance(module, Embedding):
             return config.init_std
+        if config.init == "fan_in":
+            if module is self.head:
+                return mup.head_std(config)
+            return 0.0 if module.residual else 1.0 / math.sqrt(module.in_features)
         if module is self.head:
-            return config.init_std if config.init == "fixed" else mup.head_std(config)
-        std = mup.fixed_hidden_std(config) if config.init == "fixed" else module.in_features**-0.5
+            return config.init_std
+        std = mup.fixed_hidden_std(config)
         return std / math.sqrt(2 * config.n_layers) if module.residual else std
 
 

@@ -45,7 +45,9 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_the_splits_are_the_documents_and_share_none(
     toy: DataConfig, texts: list[str], split_texts: Split
 ) -> None:
-    train, val = split_texts(open_corpus(prepare(toy)))
+    folder = prepare(toy)
+    train, val = split_texts(open_corpus(folder))
+    assert set(files(folder)) == {"manifest.json", "token_bytes.npy", "train.bin", "val.bin"}
     assert not set(train) & set(val)
     assert sorted(train + val) == sorted(text.encode() for text in texts)
     # Held out by content: this is the rule, computed once more.

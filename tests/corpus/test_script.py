@@ -60,14 +60,9 @@ def test_the_script_prepares_reports_and_then_finds(toy: DataConfig) -> None:
     [
         ("data=nothing", "nothing"),
         ("data.nme=x", "nme"),
-        ("+data.extra=1", "data.extra: unknown key"),
         ("+other=1", "other: unknown key"),
         ("data.name=../evil", "data.name='../evil' must match"),
-        ("data.val_fraction=nan", "data.val_fraction: expected a finite number"),
-        ("data.max_bytes=-5", "data.max_bytes=-5 must be"),
         ("data.max_bytes=1.5", "data.max_bytes: expected int"),
-        ("data.source=local", "data.paths is empty"),
-        ("data.source=hub", "needs data.hub_path"),
         ("data.tokenizer=bpe", "data.vocab_size=256 must lie in"),
     ],
 )

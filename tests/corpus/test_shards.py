@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from llmtrain.corpus import shards
 from llmtrain.corpus.manifest import read_manifest, write_manifest
 from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import open_corpus
+from llmtrain.spec.build import config_hash
 from llmtrain.spec.config import DataConfig
 from llmtrain.spec.errors import ConfigError, LlmtrainError, MismatchError
 
@@ -88,9 +90,26 @@ def edit_field_type(folder: Path, _other: Path) -> None:
     path.write_text(path.read_text().replace('"vocab_size": 256', '"vocab_size": "many"'))
 
 
-def outside_folder(folder: Path, _other: Path) -> None:
+def edit_name(folder: Path, _other: Path) -> None:
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace("train.bin", "../train.bin"))
+    path.write_text(path.read_text().replace('"name": "toy"', '"name": "joy"'))
+
+
+def outside_folder(folder: Path, _other: Path) -> None:
+    # Sound in itself, but it names a file outside: that one is there, too.
+    shutil.copy(folder / "train.bin", folder.parent)
+    path = folder / "manifest.json"
+    raw = json.loads(path.read_text().replace("train.bin", "../train.bin"))
+    del raw["data_id"]
+    path.write_text(json.dumps({"data_id": config_hash(raw), **raw}))
+
+
+def other_hashes(folder: Path, _other: Path) -> None:
+    # The manifest of a corpus of the same size.
+    manifest = read_manifest(folder)
+    shard = dataclasses.replace(manifest.train.shards[0], sha256="0" * 64)
+    train = dataclasses.replace(manifest.train, shards=(shard,))
+    write_manifest(folder, dataclasses.replace(manifest, train=train))
 
 
 def newer_schema(folder: Path, _other: Path) -> None:
@@ -126,7 +145,9 @@ DAMAGES = [
     foreign_manifest,
     edit_manifest,
     edit_field_type,
+    edit_name,
     outside_folder,
+    other_hashes,
     newer_schema,
     id_beyond_vocabulary,
 ]

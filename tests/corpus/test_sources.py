@@ -93,6 +93,7 @@ def test_folders_globs_and_files_are_joined_and_each_file_is_read_once(tmp_path:
         ("array.jsonl", "it has list"),
         ("latin.jsonl", "latin.jsonl:1: no JSON object"),
         ("cut.txt.gz", "cut.txt.gz: cannot be read"),
+        ("damaged.txt.gz", "damaged.txt.gz: cannot be read"),
         ("wrong.jsonl.gz", "wrong.jsonl.gz: cannot be read"),
         ("wrong.parquet", "wrong.parquet: cannot be read"),
     ],
@@ -109,6 +110,7 @@ def test_bad_files_are_one_line_and_leave_nothing(
         "array.jsonl": b"[1]\n",
         "latin.jsonl": b'{"text": "\xe9"}\n',
         "cut.txt.gz": gzip.compress(os.urandom(9000).hex().encode())[:-3000],
+        "damaged.txt.gz": gzip.compress(b"text\n" * 9)[:12] + b"\xff" * 40,
         "wrong.jsonl.gz": b"not gzip",
         "wrong.parquet": b"not parquet",
     }
@@ -142,14 +144,22 @@ def test_the_hub_code_reads_a_repository_folder_of_the_same_format(
         prepare(configure(source="hub", hub_path=str(repository), hub_split="absent"))
 
 
-def test_an_offline_hub_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param({"HF_HUB_OFFLINE": "1"}, id="offline"),
+        # Its library tries a refused connection again for half a minute.
+        pytest.param({"HF_ENDPOINT": "http://127.0.0.1:9"}, id="refused", marks=pytest.mark.slow),
+    ],
+)
+def test_a_hub_out_of_reach_is_one_line(tmp_path: Path, setting: dict[str, str]) -> None:
     script = Path(__file__).parents[2] / "scripts" / "prepare_data.py"
     done = subprocess.run(
         [sys.executable, str(script), "data=tinystories", f"data.root={tmp_path}/data"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
+        env={**os.environ, **setting, "HF_HOME": str(tmp_path / "hf")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 2

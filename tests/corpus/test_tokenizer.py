@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 
 from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import open_corpus
-from llmtrain.corpus.tokenizer import SEPARATOR, BpeTokenizer, ByteTokenizer, load, train_bpe
+from llmtrain.corpus.tokenizer import (
+    PARALLELISM,
+    SEPARATOR,
+    BpeTokenizer,
+    ByteTokenizer,
+    load,
+    train_bpe,
+)
 from llmtrain.spec.config import DataConfig
 from llmtrain.spec.errors import ConfigError, MismatchError
 
@@ -139,6 +147,7 @@ def test_a_fork_after_encoding_is_silent_and_can_encode(texts: list[str]) -> Non
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "".join(texts)],
+        env={key: value for key, value in os.environ.items() if key != PARALLELISM},
         capture_output=True,
         text=True,
         timeout=60,

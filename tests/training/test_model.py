@@ -15,14 +15,15 @@ VARIANTS: list[dict[str, Any]] = [
     {"activation": "relu2"},
     {"activation": "swiglu", "qk_norm": True},
     {"activation": "gelu", "norm": "layernorm", "position": "learned", "bias": True},
-    {"tied_head": True, "init": "fixed"},
+    {"tied_head": True},
     {"parametrization": "mup", "base_d_model": 8},
 ]
 
 
 def build(config: ModelConfig, *, checkpointing: bool = False, **changes: Any) -> Transformer:
+    """Return a model whose branches all act; under init=fan_in they start at zero."""
     model = Transformer(
-        replace(config, **changes),
+        replace(config, **{"init": "fixed", "init_std": 0.2} | changes),
         vocab_size=VOCAB,
         seq_len=SEQ_LEN,
         activation_checkpointing=checkpointing,
@@ -87,11 +88,23 @@ def test_a_window_of_the_whole_length_is_full_attention(tiny_model_config: Model
 @pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
 @pytest.mark.parametrize("position", ["rope", "learned"])
 @pytest.mark.parametrize("tied_head", [False, True])
+@pytest.mark.parametrize("init", ["fan_in", "fixed"])
 def test_the_first_loss_is_that_of_a_uniform_guess(
-    tiny_model_config: ModelConfig, activation: Any, norm: Any, position: Any, tied_head: bool
+    tiny_model_config: ModelConfig,
+    activation: Any,
+    norm: Any,
+    position: Any,
+    tied_head: bool,
+    init: Any,
 ) -> None:
     model = build(
-        tiny_model_config, activation=activation, norm=norm, position=position, tied_head=tied_head
+        tiny_model_config,
+        activation=activation,
+        norm=norm,
+        position=position,
+        tied_head=tied_head,
+        init=init,
+        init_std=0.02,
     )
     tokens = draw_tokens(16, SEQ_LEN + 1)
     nll, _ = cross_entropy(model(tokens[:, :-1]), tokens[:, 1:], z_loss=0.0)
@@ -179,16 +192,16 @@ def test_a_model_without_initial_weights_is_loud(tiny_model_config: ModelConfig)
 def test_matrices_start_with_the_spread_that_their_rule_says(
     tiny_model_config: ModelConfig,
 ) -> None:
-    config = replace(tiny_model_config, d_model=128, n_layers=8, bias=True, init_std=0.05)
+    config = replace(tiny_model_config, d_model=128, n_layers=8, bias=True)
     residual = 1 / math.sqrt(2 * 8)
     expected = {
-        "fan_in": {"qkv": 128**-0.5, "out": 128**-0.5 * residual, "up": 128**-0.5,
-                   "down": 512**-0.5 * residual, "head": 1 / 128, "embedding": 0.05},
+        "fan_in": {"qkv": 128**-0.5, "out": 0.0, "up": 128**-0.5,
+                   "down": 0.0, "head": 1 / 128, "embedding": 0.05},
         "fixed": {"qkv": 0.05, "out": 0.05 * residual, "up": 0.05, "down": 0.05 * residual,
                   "head": 0.05, "embedding": 0.05},
     }  # fmt: skip
     for init, spreads in expected.items():
-        model = build(config, init=init)
+        model = build(config, init=init, init_std=0.05)
         for name, parameter in model.named_parameters():
             part = name.split(".")[-2]
             if name.endswith("weight") and part in spreads:

@@ -79,19 +79,19 @@ def slopes(config: ModelConfig, optimizer_name: str) -> dict[str, float]:
 def test_under_mup_the_effect_of_a_step_does_not_depend_on_the_width(
     tiny_model_config: ModelConfig, optimizer_name: str
 ) -> None:
-    mup = replace(tiny_model_config, parametrization="mup", base_d_model=64)
+    mup = replace(tiny_model_config, parametrization="mup", base_d_model=32)
     measured = slopes(mup, optimizer_name)
     # Not quite 0: through the head's random start the stream's change adds a part to the logits
-    # that falls as 1/sqrt(width); from 256 to 512 the slope is -0.1 and -0.03.
-    assert all(abs(slope) < 0.28 for slope in measured.values()), measured
+    # that falls as 1/sqrt(width). The standard parametrisation below is beyond 0.4.
+    assert all(abs(slope) < 0.22 for slope in measured.values()), measured
 
 
+@pytest.mark.parametrize("optimizer_name", ["adamw", "muon"])
 def test_under_the_standard_parametrisation_the_effect_of_a_step_grows_with_the_width(
-    tiny_model_config: ModelConfig,
+    tiny_model_config: ModelConfig, optimizer_name: str
 ) -> None:
-    assert all(slope > 0.5 for slope in slopes(tiny_model_config, "adamw").values())
-    # Muon's own scaling grows as sqrt(width) only, and mostly in the head, which AdamW trains.
-    assert slopes(tiny_model_config, "muon")["logits"] > 0.4
+    measured = slopes(tiny_model_config, optimizer_name)
+    assert all(slope > 0.4 for slope in measured.values()), measured
 
 
 @pytest.mark.parametrize("init", ["fan_in", "fixed"])

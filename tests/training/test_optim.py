@@ -33,7 +33,9 @@ def config() -> OptimizerConfig:
 
 
 def build_model(config: ModelConfig, **changes: Any) -> Transformer:
-    model = Transformer(replace(config, **changes), vocab_size=VOCAB, seq_len=SEQ_LEN)
+    # init=fan_in starts the branches at zero, where half of the gradients vanish.
+    config = replace(config, **{"init": "fixed", "init_std": 0.1} | changes)
+    model = Transformer(config, vocab_size=VOCAB, seq_len=SEQ_LEN)
     model.init_weights(seed=0)
     return model
 

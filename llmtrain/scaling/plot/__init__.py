@@ -1,0 +1,1 @@
+"""Figures, drawn from finished analyses only; the one door to matplotlib."""

@@ -1,0 +1,75 @@
+"""The figures of a report, in reading order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmtrain.scaling.analysis import GroupAnalysis
+from llmtrain.scaling.plot import checks, curves
+from llmtrain.scaling.plot.style import save, styled
+
+DRAWN = (
+    (
+        "isoflop",
+        "IsoFLOP curves. Each colour is one training budget; dots are runs, lines the parabola fitted "
+        "to them, stars its minimum. Dotted parabolas are left out of the law.",
+        curves.isoflop_curves,
+    ),
+    (
+        "optimum",
+        "Optimal model size and training tokens against compute, with 90 % bands; stars are the "
+        "minima of the IsoFLOP curves. Right of the dotted line all is extrapolation.",
+        curves.optimum,
+    ),
+    (
+        "envelope",
+        "Loss against compute, and the least loss the fitted surface expects, with its 90 % band.",
+        curves.envelope,
+    ),
+    (
+        "backtest",
+        "Left: the largest budget's least loss, forecast from the smaller budgets only. Right: the "
+        "exponent as the smallest budgets leave.",
+        checks.backtest,
+    ),
+    (
+        "residuals",
+        "What the loss surface leaves over, against parameters and tokens. A law that holds leaves "
+        "no pattern.",
+        checks.residuals,
+    ),
+    (
+        "surface",
+        "The fitted loss surface (contours, nats per token), the runs coloured by what it leaves "
+        "over, and the compute-optimal line.",
+        checks.surface_map,
+    ),
+    (
+        "shapes",
+        "Width against depth at equal FLOPs: loss over the budget's parabola against the aspect "
+        "ratio.",
+        checks.shapes,
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawnFigure:
+    """A saved figure."""
+
+    name: str
+    caption: str
+    svg: Path
+    png: Path
+
+
+def draw_figures(group: GroupAnalysis, folder: Path, prefix: str) -> Sequence[DrawnFigure]:
+    """Draw what the group has and save each figure as SVG and PNG under `folder`."""
+    drawn = []
+    for name, caption, draw in DRAWN:
+        with styled():
+            figure = draw(group)
+        if figure is not None:
+            svg, png = save(figure, folder / f"{prefix}{name}")
+            drawn.append(DrawnFigure(name=name, caption=caption, svg=svg, png=png))
+    return drawn

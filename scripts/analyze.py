@@ -1,0 +1,79 @@
+"""Fit the scaling law of a sweep or of a table of runs, and write the report.
+
+  python scripts/analyze.py runs=runs/NAME
+  python scripts/analyze.py runs=FILE.csv            columns params, tokens, loss; flops, group, ...
+  python scripts/analyze.py runs=FILE.csv 'budgets=[1e18,1e19,1e20]' bootstrap=2000 out=DIR
+
+Writes law.json, report.html, report.md and figures. Every key stands in configs/analyze.yaml.
+Exit codes: 0 a law was fitted, 2 bad input, 7 the runs identify no law.
+"""
+
+from pathlib import Path
+
+from edge import compose, run_edge
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from llmtrain.scaling.analysis import Analysis, analyze
+from llmtrain.scaling.config import AnalyzeConfig
+from llmtrain.scaling.load import load_runs
+from llmtrain.scaling.report import ReportFiles, write_report
+from llmtrain.scaling.summary import Table, estimator_table, forecast_table, verdict
+from llmtrain.spec.build import build
+from llmtrain.spec.errors import FitRefusedError
+
+
+def default_out(source: Path) -> Path:
+    """Return where a report goes when nothing is said."""
+    return source / "report" if source.is_dir() else Path("runs") / "analysis" / source.stem
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table, without its last column where that only says accepted."""
+    shown = RichTable(title=table.title, title_justify="left", box=None, pad_edge=False)
+    for name in table.header:
+        shown.add_column(name)
+    for row in table.rows:
+        shown.add_row(*row)
+    console.print(shown)
+
+
+def print_analysis(console: Console, analysis: Analysis, files: ReportFiles) -> None:
+    """Print estimators, forecast and verdict of each group, and where the report is."""
+    for group in analysis.groups:
+        if len(analysis.groups) > 1:
+            console.print(f"\n{group.group}", markup=False, style="bold")
+        for table in (estimator_table(group), forecast_table(group)):
+            if table is not None:
+                print_table(console, table)
+        for line in verdict(group):
+            console.print(f"- {line}", markup=False)
+        for finding in group.findings:
+            if finding.level == "warning":
+                console.print(f"warning: {finding.message}", markup=False)
+    n_excluded = len(analysis.runs.exclusions)
+    if n_excluded:
+        console.print(f"{n_excluded} runs were left out; the report gives each its reason")
+    console.print(f"report:  {files.html}", markup=False)
+    console.print(f"figures: {files.figures}", markup=False)
+    console.print(f"law:     {files.law}", markup=False)
+
+
+def main(overrides: list[str]) -> None:
+    """Load, fit, write, print; refuse last, so that what succeeded is on disk."""
+    config = build(AnalyzeConfig, compose("analyze", overrides))
+    source = Path(config.runs)
+    analysis = analyze(config, load_runs(source))
+    out = default_out(source) if config.out is None else Path(config.out)
+    files = write_report(analysis, out, overrides)
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 160  # a file or a pipe has no width; nothing may be cut
+    print_analysis(console, analysis, files)
+    if all(group.main is None for group in analysis.groups):
+        reasons = dict.fromkeys(e.reason for e in analysis.groups[0].estimates if e.reason)
+        raise FitRefusedError(f"no law: {'; '.join(reasons)} (what succeeded is in {files.html})")
+
+
+if __name__ == "__main__":
+    run_edge(main)

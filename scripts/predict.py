@@ -1,0 +1,94 @@
+"""Which model a budget should train, by a printed law or by one of your own.
+
+  python scripts/predict.py flops=5.76e23 law=besiroglu
+  python scripts/predict.py flops=1e20 law=runs/NAME/report/law.json
+  python scripts/predict.py gpu_hours=1000 mfu=0.4 peak_tflops=989
+  python scripts/predict.py params=70e9 tokens=1.4e12       what the pair reaches and wastes
+  python scripts/predict.py flops=1e23 unique_tokens=1e11 inference_tokens=1e13
+  python scripts/predict.py table=models
+
+Every key stands in configs/predict.yaml.
+"""
+
+from edge import compose, run_edge
+from rich.console import Console
+from rich.table import Table
+
+from llmtrain.scaling.config import PredictConfig
+from llmtrain.scaling.predict import Prediction, find_law, model_table, predict
+from llmtrain.scaling.published import TABLE_LAWS
+from llmtrain.scaling.summary import count, count_span, flops, span
+from llmtrain.spec.build import build
+
+
+def row(found: Prediction) -> list[str]:
+    """Return a prediction's line of the table."""
+    return [
+        found.question,
+        flops(found.flops),
+        count(found.params),
+        count_span(found.params_interval),
+        count(found.tokens),
+        count_span(found.tokens_interval),
+        f"{found.tokens / found.params:.3g}",
+        "–" if found.loss is None else f"{found.loss:.4f}",
+        span(found.loss_interval, ".4f"),
+        "–" if found.wasted is None else f"{100 * found.wasted:.1f} %",
+    ]
+
+
+def print_models(console: Console) -> None:
+    """Print what known budgets would have bought."""
+    table = Table(box=None, pad_edge=False)
+    laws = [f"{key} N / D" for key in TABLE_LAWS]
+    for name in ("model", "N", "D", "FLOPs", *laws, "wasted"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    rows = model_table()
+    for line in rows:
+        optima = [f"{count(n)} / {count(d)}" for n, d in line.optima]
+        own = [line.name, count(line.params), count(line.tokens), flops(line.flops)]
+        table.add_row(*own, *optima, f"{100 * line.wasted:.1f} %")
+    console.print(table)
+    console.print("wasted: share of 6ND that an optimal run of equal loss saves, by besiroglu2024")
+    for line in rows:
+        sizes = [n for n, _ in line.optima]
+        spread = f"{count(min(sizes))} to {count(max(sizes))} parameters over the laws"
+        note = f"; {line.note}" if line.note else ""
+        console.print(f"{line.name}: {spread}{note}", markup=False)
+
+
+def print_predictions(console: Console, config: PredictConfig) -> None:
+    """Print the answers to the configuration's questions."""
+    law = find_law(config)
+    found = predict(config, law)
+    table = Table(box=None, pad_edge=False)
+    titles = ("question", "FLOPs", "N", "90 %", "D", "90 %", "D/N", "loss", "90 %", "wasted")
+    for i, title in enumerate(titles):
+        table.add_column(title, justify="right" if i else "left")
+    for prediction in found:
+        table.add_row(*row(prediction))
+    console.print(f"{law.name}: {law.source}", markup=False)
+    console.print(f"N counts {law.params}; C counts {law.flops}", markup=False)
+    console.print(table)
+    best = found[0]
+    console.print(
+        f"{count(best.params)} parameters, {count(best.tokens)} tokens at {flops(best.flops)} FLOPs"
+    )
+    for note in dict.fromkeys(note for prediction in found for note in prediction.notes):
+        console.print(f"note: {note}", markup=False)
+
+
+def main(overrides: list[str]) -> None:
+    """Answer and print; nothing is written."""
+    config = build(PredictConfig, compose("predict", overrides))
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200  # a file or a pipe has no width; nothing may be cut
+    if config.table == "models":
+        print_models(console)
+    else:
+        print_predictions(console, config)
+
+
+if __name__ == "__main__":
+    run_edge(main)

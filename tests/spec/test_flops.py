@@ -1,0 +1,93 @@
+"""Golden numbers: Porian et al.'s 22.5M shape, and the shapes of performance tables, by hand."""
+
+import pytest
+
+from llmtrain.spec.build import build
+from llmtrain.spec.config import ModelConfig
+from llmtrain.spec.flops import flops_per_token, mean_keys, param_groups
+
+
+def shape(raw, **changes):
+    return build(ModelConfig, raw["model"] | changes)
+
+
+def test_porian_shape_matches_the_published_counts_under_every_convention(raw):
+    model = shape(
+        raw,
+        d_model=288,
+        n_layers=8,
+        d_head=72,
+        ff_ratio=8 / 3,
+        ff_multiple=256,
+        activation="swiglu",
+    )
+    flops = flops_per_token(model, vocab_size=50_432, seq_len=2048)
+    groups = param_groups(model, vocab_size=50_432, seq_len=2048)
+    assert (groups.blocks, groups.head) == (7_962_624, 14_524_416)
+    assert flops["non_embedding"] == 47_775_744
+    assert flops["with_head"] == 134_922_240
+    assert flops["causal_attention"] == 163_233_792
+    assert flops["full_attention"] == 191_545_344
+    # 6 x all parameters, with the norms' gains that the published 222,068,736 leaves out.
+    assert flops["total"] == 222_068_736 + 6 * groups.vectors
+    assert flops["chinchilla"] == 279_281_664
+
+
+@pytest.mark.parametrize(
+    ("d_model", "n_layers", "vocab_size", "matmul"),
+    [(64, 2, 256, 114_688), (512, 8, 8192, 29_360_128), (256, 6, 256, 4_784_128)],
+)
+def test_matmul_parameters_match_the_closed_form(raw, d_model, n_layers, vocab_size, matmul):
+    model = shape(raw, d_model=d_model, n_layers=n_layers)
+    counts = param_groups(model, vocab_size=vocab_size, seq_len=128).counts()
+    assert (
+        counts["no_input_embedding"] == matmul == 12 * n_layers * d_model**2 + vocab_size * d_model
+    )
+
+
+def test_oracle_shape_at_context_128(raw):
+    flops = flops_per_token(shape(raw, d_model=64), vocab_size=256, seq_len=128)
+    assert (flops["causal_attention"], flops["full_attention"]) == (786_432, 884_736)
+
+
+# Hoffmann et al. 2022, table A4: appendix F without embedding and final logits, over 6N.
+@pytest.mark.parametrize(
+    ("n_layers", "d_model", "d_ff", "d_head", "ratio"),
+    [
+        (10, 640, 2560, 64, 1.03),
+        (20, 1024, 4096, 64, 1.10),
+        (24, 1280, 5120, 128, 1.08),
+        (26, 1792, 7168, 128, 1.04),
+        (28, 2048, 8192, 128, 1.03),
+        (40, 3584, 14336, 128, 0.99),
+    ],
+)
+def test_appendix_f_over_6n_matches_table_a4(raw, n_layers, d_model, d_ff, d_head, ratio):
+    model = shape(raw, d_model=d_model, n_layers=n_layers, d_head=d_head, ff_ratio=d_ff / d_model)
+    vocab, seq_len = 32_000, 2048
+    flops = flops_per_token(model, vocab_size=vocab, seq_len=seq_len)
+    without_vocabulary = flops["chinchilla"] - 3 * 4 * vocab * d_model
+    # Their N: relative positions add one d x d matrix per layer; embedding once.
+    n_params = n_layers * (5 * d_model**2 + 2 * d_model * d_ff) + vocab * d_model
+    position_keys = 6 * n_layers * d_model**2
+    assert without_vocabulary / (6 * n_params) == pytest.approx(ratio, abs=0.006)
+    assert position_keys > 0
+
+
+def test_tied_head_costs_the_same_flops_and_fewer_parameters(raw):
+    tied = shape(raw, tied_head=True)
+    untied = shape(raw, tied_head=False)
+    for name in ("non_embedding", "with_head", "causal_attention", "full_attention"):
+        pair = [flops_per_token(m, vocab_size=99, seq_len=32)[name] for m in (tied, untied)]
+        assert pair[0] == pair[1]
+    counts = [param_groups(m, vocab_size=99, seq_len=32).total for m in (untied, tied)]
+    assert counts[0] - counts[1] == 99 * 32
+
+
+def test_mean_keys_of_a_window_is_the_average_over_positions():
+    seq_len, window = 2048, 300
+    exact = sum(min(i + 1, window) for i in range(seq_len)) / seq_len
+    full, causal = mean_keys(seq_len, window)
+    assert full == window
+    assert causal == pytest.approx(exact, rel=2e-3)  # the convention drops the diagonal's half
+    assert mean_keys(seq_len, None) == (2048.0, 1024.0)

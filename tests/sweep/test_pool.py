@@ -1,0 +1,102 @@
+"""The pool with real processes: order, warmth, failure, death, and stopping."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from llmtrain.spec.errors import ConfigError, InterruptedRunError
+from llmtrain.sweep.pool import Job, Slot, Watcher, run_jobs
+
+SLOTS = [Slot(index=i, cores=(min(os.sched_getaffinity(0)),), gpu=None) for i in range(2)]
+CALLS = []
+
+
+def work(payload, report):
+    """Do what the payload says, in a worker."""
+    CALLS.append(payload)
+    match payload["do"]:
+        case "raise":
+            raise ValueError("as asked\nsecond line")
+        case "refuse":
+            raise ConfigError("refused, as asked")
+        case "exit":
+            os._exit(7)
+        case "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "wait":
+            report({"share": 0.5})
+            time.sleep(payload["seconds"])
+    report({"share": 1.0})
+    facts = {"cores": sorted(os.sched_getaffinity(0)), "threads": os.environ["OMP_NUM_THREADS"]}
+    return {"pid": os.getpid(), "calls": len(CALLS), **facts}
+
+
+def job(name, do="return", cost=1.0, **payload):
+    return Job(name=name, payload={"do": do, **payload}, cost=cost)
+
+
+class Recorder(Watcher):
+    def __init__(self):
+        self.order, self.progress = [], []
+
+    def started(self, job):
+        self.order.append(job.name)
+
+    def reported(self, job, progress):
+        self.progress.append((job.name, progress["share"]))
+
+
+@pytest.fixture(scope="module")
+def five():
+    """Twelve jobs, of which four fail in four ways."""
+    jobs = [job(f"ok{i}", cost=i) for i in range(8)]
+    jobs += [job(do, do=do, cost=0.5) for do in ("raise", "refuse", "exit", "segfault")]
+    recorder = Recorder()
+    return jobs, run_jobs(jobs, work, SLOTS, recorder), recorder
+
+
+def test_one_failure_does_not_touch_the_others(five):
+    jobs, outcomes, _ = five
+    assert [outcome.job for outcome in outcomes] == jobs
+    failed = {outcome.job.name: outcome.error for outcome in outcomes if outcome.error}
+    assert failed == {
+        "raise": "ValueError: as asked",
+        "refuse": "refused, as asked",
+        "exit": "the worker left with code 7",
+        "segfault": "the worker was killed by SIGSEGV",
+    }
+    assert {o.exit_code for o in outcomes if o.job.name == "refuse"} == {2}
+
+
+def test_workers_are_warm_pinned_and_bounded(five):
+    _, outcomes, _ = five
+    done = [outcome.result for outcome in outcomes if outcome.result]
+    assert len({result["pid"] for result in done}) <= 2 + 2  # two of them replaced
+    assert max(result["calls"] for result in done) > 1
+    assert all(result["cores"] == list(SLOTS[0].cores) for result in done)
+    assert {result["threads"] for result in done} == {"1"}
+
+
+def test_the_longest_job_starts_first_and_progress_arrives(five):
+    _, _, recorder = five
+    assert recorder.order[:7] == [f"ok{i}" for i in (7, 6, 5, 4, 3, 2, 1)]
+    assert recorder.order[-1] == "ok0"
+    assert ("ok3", 1.0) in recorder.progress
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_workers_and_says_how_far_it_came(number):
+    def strike():
+        time.sleep(3.0)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=strike, daemon=True).start()
+    begin = time.monotonic()
+    jobs = [job("quick", cost=9.0), job("long", do="wait", seconds=60.0)]
+    with pytest.raises(InterruptedRunError, match="1 of 2 cells done") as caught:
+        run_jobs(jobs, work, SLOTS[:1], Watcher())
+    assert caught.value.exit_code == 75
+    assert time.monotonic() - begin < 40

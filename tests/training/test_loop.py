@@ -1,0 +1,226 @@
+"""A run end to end: what it learns, what it leaves, and that stopping changes nothing."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llmtrain.corpus.shards import open_corpus
+from llmtrain.spec.errors import CheckpointError, DivergedError, InterruptedRunError, MismatchError
+from llmtrain.spec.plan import plan_run
+from llmtrain.spec.record import read_record
+from llmtrain.spec.rundir import read_state, run_directory
+from llmtrain.training.loop import train
+from llmtrain.training.session import Session
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def corpus(tiny_corpus_dir):
+    return open_corpus(tiny_corpus_dir)
+
+
+@pytest.fixture
+def run(make, corpus, tmp_path):
+    """Return a function that trains the tiny run with changes and returns (record, directory)."""
+
+    def go(changes=None, *, root="runs", **hooks):
+        config = make({"runs_root": str(tmp_path / root)} | (changes or {}))
+        return train(config, corpus, **hooks), run_directory(config)
+
+    return go
+
+
+@pytest.fixture
+def directory(make, tmp_path):
+    """Return a function that says where such a run lives, finished or not."""
+
+    def where(changes=None, *, root="runs"):
+        return run_directory(make({"runs_root": str(tmp_path / root)} | (changes or {})))
+
+    return where
+
+
+def session(make, corpus, changes=None):
+    config = make(changes)
+    plan = plan_run(config, vocab_size=256, unique_tokens=len(corpus.train))
+    return Session(config, plan, corpus, CPU)
+
+
+def rows(directory):
+    """Return the metrics without what the clock and the machine put into them."""
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    timed = ("train/tokens_per_second", "train/memory_gb")
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+def weights(directory):
+    (newest,) = sorted((directory / "checkpoints").glob("step-*"))[-1:]
+    return load_file(newest / "tensors.safetensors")
+
+
+def test_a_run_learns_and_leaves_its_record_last(run):
+    record, directory = run({"budget.n_tokens": 25_600})
+    assert record.val_loss < 2.5 < math.log(256)
+    assert read_record(directory) == record
+    assert read_state(directory) == ("done", None)
+    assert record.n_tokens == 25_600 == record.n_steps * record.batch_tokens
+    assert rows(directory)[-1]["val/loss"] == record.val_loss
+    assert rows(directory)[-1]["flops"] == pytest.approx(record.flops["full_attention"])
+    # One byte a token, but for the separators, which stand for no text.
+    bits = record.val_loss / math.log(2)
+    assert bits <= record.val_bpb < 1.01 * bits
+
+
+def test_a_finished_run_is_not_trained_again(run):
+    record, directory = run()
+    before = {path: path.stat().st_mtime_ns for path in directory.iterdir()}
+    again, _ = run()
+    assert again == record
+    after = {path: path.stat().st_mtime_ns for path in directory.iterdir()}
+    assert {k: v for k, v in before.items() if k.name != "lock"} == {
+        k: v for k, v in after.items() if k.name != "lock"
+    }
+
+
+class Stop:
+    """Sends this process a signal once a step has been logged."""
+
+    def __init__(self, step, number=signal.SIGTERM):
+        self.step, self.number = step, number
+
+    def __call__(self, progress):
+        if progress.step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+WARMED = {
+    "seq_len.pacing": "linear",
+    "seq_len.warmup_fraction": 0.5,
+    "model.dropout": 0.1,
+    "budget.n_tokens": 10_240,
+    "budget.tolerance": 0.05,
+    "checkpoint.keep": 100,
+}
+
+
+@pytest.mark.parametrize("changes", [{}, WARMED, {"optimizer.name": "muon"}])
+def test_resume_equals_uninterrupted_bit_for_bit(run, changes):
+    # Both save at the same steps, so that the last checkpoints can be compared.
+    changes = {"checkpoint.every_steps": 1, "tracking.points": 1000} | changes
+    record, whole = run(changes, root="whole")
+    steps = record.n_steps
+    for step in (1, steps // 3, steps // 2):
+        with pytest.raises(InterruptedRunError, match=f"SIGTERM at step {step} of"):
+            run(changes, root="parts", on_progress=Stop(step))
+    resumed, parts = run(changes, root="parts")
+    assert resumed.val_loss == record.val_loss
+    assert resumed.train_loss == record.train_loss
+    assert rows(parts) == rows(whole)
+    expected, found = weights(whole), weights(parts)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_every_signal_saves_and_leaves(run):
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        name = signal.Signals(number).name
+        with pytest.raises(InterruptedRunError, match=name) as caught:
+            run(root=name, on_progress=Stop(3, number))
+        assert caught.value.exit_code == 75
+
+
+def test_accumulation_equals_one_big_batch(make, corpus):
+    whole = session(make, corpus)
+    parts = session(make, corpus, {"runtime.micro_batch_tokens": 96})  # 8 rows as 3 + 3 + 2
+    for one in (whole, parts):
+        one.train_step()
+    assert parts.drain_losses() == pytest.approx(whole.drain_losses(), rel=1e-6)
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6)
+
+
+def test_the_logged_loss_is_the_batch_mean_before_the_step(make, corpus):
+    one = session(make, corpus)
+    inputs, targets = one.batches.at(0)
+    with torch.no_grad():
+        logits = one.model(inputs).double()
+    by_hand = -logits.log_softmax(-1).gather(-1, targets[..., None]).mean()
+    one.train_step()
+    assert one.drain_losses() == pytest.approx(float(by_hand), rel=1e-5)
+    assert float(by_hand) == pytest.approx(math.log(256), abs=0.1)
+
+
+def test_every_mode_reads_the_same_text_in_the_same_order(make, corpus):
+    warm = {"seq_len.pacing": "discrete", "seq_len.warmup_fraction": 0.5, "budget.tolerance": 0.1}
+    plain = session(make, corpus)
+    for mode in ("reshape", "truncate", "window"):
+        other = session(make, corpus, warm | {"seq_len.mode": mode})
+        full, _ = plain.batches.at(0)
+        short, targets = other.batches.at(0)
+        if mode == "truncate":
+            assert torch.equal(short, full[:, :8])
+        else:
+            assert torch.equal(short.flatten(), full.flatten())
+        stream = np.concatenate([short.numpy().ravel()[1:8], targets.numpy().ravel()[7:8]])
+        assert np.array_equal(stream, targets.numpy().ravel()[:8])  # targets are the next tokens
+
+
+def test_evaluation_does_not_move_training(run):
+    record, _ = run({"model.dropout": 0.2}, root="once")
+    often, _ = run({"model.dropout": 0.2, "evaluation.points": 10}, root="often")
+    assert often.val_loss == record.val_loss
+
+
+def test_another_seed_gives_another_run(run):
+    losses = {run({"seed": seed})[0].val_loss for seed in (0, 1)}
+    assert len(losses) == 2
+
+
+def test_divergence_is_final_and_named(run, directory):
+    wild = {"recipe.peak_lr": 1e30, "optimizer.grad_clip": None}
+    with pytest.raises(DivergedError, match=r"lower recipe\.lr_multiplier"):
+        run(wild)
+    state, reason = read_state(directory(wild))
+    assert state == "failed"
+    assert "gradient norm" in reason
+    assert read_record(directory(wild)) is None
+
+
+def test_a_damaged_checkpoint_is_passed_over(run, directory):
+    changes = {"checkpoint.every_steps": 2, "tracking.points": 1000, "checkpoint.keep": 9}
+    with pytest.raises(InterruptedRunError):
+        run(changes, on_progress=Stop(7))
+    whole, _ = run(changes, root="whole")
+    found = sorted((directory(changes) / "checkpoints").glob("step-*"))
+    assert [path.name[-1] for path in found] == ["2", "4", "6", "7"]
+    newest = found[-1] / "tensors.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    resumed, _ = run(changes)
+    assert resumed.val_loss == whole.val_loss
+
+
+def test_only_damaged_checkpoints_are_an_error_not_a_fresh_start(run, directory):
+    with pytest.raises(InterruptedRunError):
+        run(on_progress=Stop(5))
+    (only,) = (directory() / "checkpoints").glob("step-*")
+    (only / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"state\.json does not match its hash"):
+        run()
+
+
+def test_data_that_changed_since_are_refused(make, corpus, tmp_path):
+    config = make({"runs_root": str(tmp_path)})
+    train(config, corpus)
+    manifest = dataclasses.replace(corpus.manifest, text_sha256="0" * 64)
+    with pytest.raises(MismatchError, match="was trained on data"):
+        train(config, dataclasses.replace(corpus, manifest=manifest))
