@@ -1,9 +1,11 @@
-"""Bytes and byte-level BPE: text to ids and back, with the bytes of text behind every id."""
+"""Bytes and byte-level BPE: text to ids and back, with the bytes of text behind every id.
+
+TOKENIZERS_PARALLELISM is left alone: unset, the library uses threads and goes back to one in a
+forked child; set to true, a child that encodes hangs (huggingface/tokenizers#187).
+"""
 
 import hashlib
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +17,6 @@ from llmtrain.spec.errors import ConfigError, MismatchError
 
 SEPARATOR = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
-PARALLELISM = "TOKENIZERS_PARALLELISM"
-CHOSEN_BY_USER = PARALLELISM in os.environ
 Ids = NDArray[np.uint32]
 
 
@@ -79,10 +79,8 @@ class BpeTokenizer:
 
     def encode(self, texts: list[bytes]) -> list[Ids]:
         """Return the ids of a batch; `Encoding` objects weigh 90 bytes per byte of text."""
-        with _threads():
-            encodings = self._tokenizer.encode_batch_fast(
-                [text.decode("utf-8") for text in texts], add_special_tokens=False
-            )
+        strings = [text.decode("utf-8") for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(strings, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -119,8 +117,7 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int) -> BpeTokenizer:
         initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    with _threads():
-        tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     found = tokenizer.get_vocab_size()
     if found != vocab_size:
         raise ConfigError(
@@ -156,17 +153,3 @@ def _library() -> Any:
         message = "data.tokenizer=bpe needs the tokenizers package: pip install tokenizers"
         raise ConfigError(message) from error
     return tokenizers
-
-
-@contextmanager
-def _threads() -> Iterator[None]:
-    # Unless the variable is set, a process that forks after a parallel call warns on stderr, and
-    # a child that calls again can hang (huggingface/tokenizers#187).
-    if CHOSEN_BY_USER:
-        yield
-        return
-    os.environ[PARALLELISM] = "true"
-    try:
-        yield
-    finally:
-        os.environ[PARALLELISM] = "false"

@@ -26,6 +26,7 @@ from llmtrain.scaling.diagnose import (
     check_data,
     check_reach,
     check_trends,
+    refuse_exponents,
     refuse_parametric,
 )
 from llmtrain.scaling.envelope import EnvelopeFit, fit_envelope
@@ -75,6 +76,11 @@ class Estimate:
         """Name for readers."""
         return METHODS[self.name]
 
+    @property
+    def width(self) -> float:
+        """Width of the interval of a; infinite where there is none."""
+        return np.inf if self.a_interval is None else self.a_interval.high - self.a_interval.low
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OtherCount:
@@ -120,9 +126,17 @@ class GroupAnalysis:
 
     @property
     def main(self) -> Estimate | None:
-        """The estimate the verdict is about: Approach 2 where there are curves, else a surface."""
-        isoflop = self.estimate("approach2")
-        return isoflop if isoflop.status == "accepted" else self.surface
+        """The estimate the verdict is about.
+
+        Approach 2, which assumes least, where every curve has its minimum; where curves had to be
+        dropped, whichever of Approach 2 and the recommended surface knows a better.
+        """
+        isoflop, surface = self.estimate("approach2"), self.surface
+        if isoflop.status == "refused" or surface is None:
+            return surface if isoflop.status == "refused" else isoflop
+        if all(curve.used for curve in self.curves):
+            return isoflop
+        return min((isoflop, surface), key=lambda e: e.width)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -201,10 +215,11 @@ def _estimates(
     weights = draw_weights(units, config.bootstrap, config.seed)
 
     def hull() -> tuple[Fit, PowerDraws, str]:
-        fit = fit_envelope(rows.params, rows.tokens, rows.flops, rows.loss)
+        columns = (rows.params, rows.tokens, _flops_of_curve(rows), rows.loss)
+        fit = fit_envelope(*columns)
         own = draw_weights(_units(config, rows), min(config.bootstrap, 1000), config.seed)
-        draws = bootstrap_envelope(rows.params, rows.tokens, rows.flops, rows.loss, own)
-        return fit, draws, ""
+        draws = bootstrap_envelope(*columns, own)
+        return fit, draws, refuse_exponents(fit.a, fit.b)
 
     def isoflop() -> tuple[Fit, PowerDraws, str]:
         columns = (finals.params, finals.tokens, finals.loss, finals.budget)
@@ -228,6 +243,15 @@ def _estimates(
         attempt = _bound(surface, name, options)
         found.append(_attempt(name, attempt, cost, len(finals)))
     return tuple(found)
+
+
+def _flops_of_curve(runs: Runs) -> Array:
+    """Return FLOPs, with runs that meet their budget to 0.5 % at the budget itself.
+
+    Else the envelope would begin at whichever run of the first budget is short by a few tokens.
+    """
+    close = np.abs(runs.flops / runs.budget - 1.0) < 0.005
+    return np.where(close, runs.budget, runs.flops)
 
 
 def _bound(
@@ -319,6 +343,8 @@ def _findings(group: GroupAnalysis, largest: float) -> list[Finding]:
     compared = []
     for estimate in group.estimates:
         if estimate.status == "accepted" and estimate.a is not None:
+            if estimate.name == "log_squares":
+                continue  # a variant of Approach 3, for the table
             fit = estimate.fit
             floor = fit.law.E if isinstance(fit, ParametricFit) else None
             compared.append((estimate.title, estimate.a, estimate.a_interval, floor))
@@ -328,5 +354,3 @@ def _findings(group: GroupAnalysis, largest: float) -> list[Finding]:
         runs = group.runs
         found += check_trends(surface.fit.residuals(runs.params, runs.tokens, runs.loss), runs)
     return found + check_reach(group.target_flops, largest)
-
-

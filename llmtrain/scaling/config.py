@@ -96,9 +96,7 @@ class PredictConfig:
             if getattr(self, field) is not None:
                 check_positive(field, getattr(self, field))
         check(0 < self.mfu <= 1, f"mfu={self.mfu!r} must lie in (0, 1]")
-        asked = [
-            name for name in ("flops", "gpu_hours", "loss") if getattr(self, name) is not None
-        ]
+        asked = [name for name in ("flops", "gpu_hours", "loss") if getattr(self, name) is not None]
         check(len(asked) <= 1, f"set one of {', '.join(asked)}, not several")
         check(
             not asked or (self.params is None and self.tokens is None),

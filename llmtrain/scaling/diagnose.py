@@ -119,20 +119,30 @@ def check_curves(runs: Runs, curves: Sequence[Curve]) -> list[Finding]:
     return found
 
 
-def check_agreement(fits: Sequence[tuple[str, float, Interval | None, float | None]]) -> list[
-    Finding
-]:
+def refuse_exponents(a: float, b: float) -> str:
+    """Return why power laws are refused; empty where both exponents lie in (0, 1)."""
+    if 0 < a < 1 and 0 < b < 1:
+        return ""
+    return f"exponents a={a:.3f}, b={b:.3f} outside (0, 1); widen the grid of sizes, add budgets"
+
+
+def check_agreement(
+    fits: Sequence[tuple[str, float, Interval | None, float | None]],
+) -> list[Finding]:
     """Warn where methods disagree; each entry is (name, a, interval of a, E or None)."""
     found = []
-    for i, (first, a_first, own, E_first) in enumerate(fits):
-        for second, a_second, other, E_second in fits[i + 1 :]:
-            apart = own and other and (own.low > other.high or other.low > own.high)
-            if apart or abs(a_first - a_second) > EXPONENT_GAP:
-                message = f"{first} and {second} differ: a = {a_first:.3f} and {a_second:.3f}"
-                found.append(Finding(level="warning", code="methods", message=message))
-            if E_first and E_second and abs(E_first / E_second - 1.0) > FLOOR_GAP:
-                message = f"{first} and {second} differ: E = {E_first:.3g} and {E_second:.3g}"
-                found.append(Finding(level="warning", code="methods", message=message))
+    bounds = [own for _, _, own, _ in fits if own is not None]
+    apart = bool(bounds) and max(own.low for own in bounds) > min(own.high for own in bounds)
+    exponents = [a for _, a, _, _ in fits]
+    if apart or (exponents and max(exponents) - min(exponents) > EXPONENT_GAP):
+        values = ", ".join(f"{a:.3f} ({name})" for name, a, _, _ in fits)
+        message = f"the methods differ in a: {values}"
+        found.append(Finding(level="warning", code="methods", message=message))
+    floors = [E for _, _, _, E in fits if E]
+    if floors and max(floors) > (1.0 + FLOOR_GAP) * min(floors):
+        values = ", ".join(f"{E:.3g} ({name})" for name, _, _, E in fits if E)
+        message = f"the methods differ in the floor E: {values}"
+        found.append(Finding(level="warning", code="methods", message=message))
     return found
 
 

@@ -58,7 +58,7 @@ def fit_envelope(
 
 
 def lower_hull(log_c: Array, log_loss: Array) -> NDArray[np.intp]:
-    """Return the rows on the lower convex hull, by rising C, each of lower loss than the one before.
+    """Return the rows on the lower convex hull, by rising C and falling loss.
 
     The paper closes its hull with one vantage point at twice the largest C and L and drops it
     again, which leaves the lower hull and what the upper left adds above it; the rule of falling

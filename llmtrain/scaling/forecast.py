@@ -73,9 +73,7 @@ class SeedNoise:
     cells: int
 
 
-def hold_out_largest(
-    runs: Runs, options: FitOptions, n_draws: int, seed: int
-) -> HeldOut | None:
+def hold_out_largest(runs: Runs, options: FitOptions, n_draws: int, seed: int) -> HeldOut | None:
     """Forecast the largest budget's least loss from the others; None for fewer than three budgets.
 
     The surface forecasts minimise over N at the recorded cost of the family; the third method is a
@@ -135,7 +133,11 @@ def _surface_forecast(
         fit = fitter(*columns) if options is None else fitter(*columns, options)
     except FitRefusedError as error:
         return Forecast(
-            method=method, loss=None, loss_interval=None, error=None, run_errors=None,
+            method=method,
+            loss=None,
+            loss_interval=None,
+            error=None,
+            run_errors=None,
             note=str(error),
         )
     cost = fit_cost(rest.params, rest.tokens, rest.flops)
@@ -162,7 +164,11 @@ def _line_forecast(minima: list[Curve], target: float, truth: float) -> Forecast
     method = "line through the minima"
     if len(minima) < 2:
         return Forecast(
-            method=method, loss=None, loss_interval=None, error=None, run_errors=None,
+            method=method,
+            loss=None,
+            loss_interval=None,
+            error=None,
+            run_errors=None,
             note=f"{len(minima)} smaller budgets with a minimum inside their grid, needs 2",
         )
     law = fit_power_law(
@@ -170,7 +176,11 @@ def _line_forecast(minima: list[Curve], target: float, truth: float) -> Forecast
     )
     loss = float(law.at(target))
     return Forecast(
-        method=method, loss=loss, loss_interval=None, error=loss / truth - 1.0, run_errors=None,
+        method=method,
+        loss=loss,
+        loss_interval=None,
+        error=loss / truth - 1.0,
+        run_errors=None,
         note="ln L against ln C, no floor",
     )
 

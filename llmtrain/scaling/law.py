@@ -42,8 +42,8 @@ def fit_power_law(x: Array, y: Array) -> PowerLaw:
 class LossLaw:
     """L(N, D) = E + A N^-alpha + B D^-beta, with its optimum under C = 6 N D.
 
-    Source: Hoffmann et al. 2022 (arXiv 2203.15556), eq. 2 and 4. The closed forms hold for C = 6 N D
-    only; for FLOPs that depend on the shape in another way use `llmtrain.scaling.cost`.
+    Source: Hoffmann et al. 2022 (arXiv 2203.15556), eq. 2 and 4. The closed forms hold for
+    C = 6 N D only; for FLOPs that depend on the shape in another way use `llmtrain.scaling.cost`.
     """
 
     E: float
@@ -96,16 +96,12 @@ class LossLaw:
     @property
     def params_law(self) -> PowerLaw:
         """N_opt(C)."""
-        return PowerLaw(
-            coefficient=self.G * FLOPS_PER_PARAM_TOKEN**-self.a, exponent=self.a
-        )
+        return PowerLaw(coefficient=self.G * FLOPS_PER_PARAM_TOKEN**-self.a, exponent=self.a)
 
     @property
     def tokens_law(self) -> PowerLaw:
         """D_opt(C)."""
-        return PowerLaw(
-            coefficient=FLOPS_PER_PARAM_TOKEN**-self.b / self.G, exponent=self.b
-        )
+        return PowerLaw(coefficient=FLOPS_PER_PARAM_TOKEN**-self.b / self.G, exponent=self.b)
 
     def n_opt(self, C: Array | float) -> Array:
         """Return the parameters that minimise L at C = 6 N D."""

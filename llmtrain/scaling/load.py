@@ -17,7 +17,7 @@ from llmtrain.spec.record import RECORD_FILE, RunRecord, read_record
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "state.json"
 PARAMS_CONVENTION = "no_input_embedding"
-"""Default N of a fit: the weights that multiply, head included, as the default FLOP count has it."""
+"""Default N of a fit: the weights that multiply, head included, as in the default FLOP count."""
 RUN_FILES = (RECORD_FILE, STATE_FILE, METRICS_FILE, "config.json", "plan.json")
 SAME_IN_A_FIT = (
     "data_id",

@@ -3,8 +3,8 @@
 Five parameters theta = (a, b, e, alpha, beta) per problem, with x = ln N and y = ln D centred on
 their means, which makes the problem's conditioning independent of the units. Every start (and every
 bootstrap draw) is one row of a batch: a damped Newton step with the exact Hessian, its eigenvalues
-made positive, is a 5 x 5 eigenproblem per row. Near the optimum the steps are plain Newton steps, so
-gradients reach 1e-10 where quasi-Newton methods stop early on the kinks of the Huber loss.
+made positive, is a 5 x 5 eigenproblem per row. Near the optimum the steps are plain Newton steps,
+so gradients reach 1e-10 where quasi-Newton methods stop early on the kinks of the Huber loss.
 """
 
 from dataclasses import dataclass

@@ -34,7 +34,7 @@ class FitOptions:
     """A grid on the data's own scale, or the paper's 4500 points."""
     tie_exponents: bool = False
     """alpha = beta."""
-    fixed_E: float | None = None
+    fixed_floor: float | None = None
     """Irreducible loss given instead of fitted."""
 
 
@@ -80,7 +80,7 @@ def fit_parametric(
     N: Array,
     D: Array,
     loss: Array,
-    options: FitOptions = FitOptions(),  # noqa: B008 - frozen
+    options: FitOptions = FitOptions(),
     *,
     name: str = "approach3",
     weights: Array | None = None,
@@ -150,9 +150,7 @@ def jacobian_condition(law: LossLaw, N: Array, D: Array) -> float:
 
 def _check_enough(N: Array, D: Array) -> None:
     if len(N) < 6:
-        raise FitRefusedError(
-            f"{len(N)} runs cannot identify five constants; add runs, at least 6"
-        )
+        raise FitRefusedError(f"{len(N)} runs cannot identify five constants; add runs, at least 6")
     if len(np.unique(N)) < 3 or len(np.unique(D)) < 3:
         raise FitRefusedError(
             f"{len(np.unique(N))} sizes and {len(np.unique(D))} token counts cannot identify two "
@@ -179,7 +177,7 @@ def free_directions(options: FitOptions) -> Array:
     if options.tie_exponents:
         basis[:, 3] += basis[:, 4]
         basis = np.delete(basis, 4, axis=1)
-    if options.fixed_E is not None:
+    if options.fixed_floor is not None:
         basis = np.delete(basis, 2, axis=1)
     return basis
 
@@ -204,8 +202,8 @@ def make_starts(
         starts = np.concatenate([starts, _projected_starts(objective, weights)])
     if options.tie_exponents:
         starts[:, 4] = starts[:, 3]
-    if options.fixed_E is not None:
-        starts[:, 2] = np.log(options.fixed_E)
+    if options.fixed_floor is not None:
+        starts[:, 2] = np.log(options.fixed_floor)
     return starts
 
 

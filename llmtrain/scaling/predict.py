@@ -117,9 +117,8 @@ def _budget(config: PredictConfig, law: AnyLaw) -> tuple[float, str]:
     if config.gpu_hours is not None:
         peak = config.peak_tflops * 1e12
         C = config.gpu_hours * SECONDS_PER_HOUR * peak * config.mfu
-        return C, (
-            f"{config.gpu_hours:g} GPU hours at MFU {config.mfu:g} of {config.peak_tflops:g} TFLOP/s"
-        )
+        hours = f"{config.gpu_hours:g} GPU hours"
+        return C, f"{hours} at MFU {config.mfu:g} of {config.peak_tflops:g} TFLOP/s"
     if config.loss is not None:
         surface = _surface(law, "a target loss")
         if config.loss <= surface.E:
@@ -226,7 +225,9 @@ def _demands(config: PredictConfig, law: AnyLaw, plain: Prediction) -> list[Pred
         base = best_for_inference(surface, reached, 0.0, unique)
         without = base.total_flops + 2.0 * base.params * served
         saved = 1.0 - best.total_flops / without
-        spent = f"{best.total_flops:.4g} FLOPs in all, {100 * saved:.1f} % less than the plain optimum"
+        spent = (
+            f"{best.total_flops:.4g} FLOPs in all, {100 * saved:.1f} % less than the plain optimum"
+        )
         question = f"loss {reached:.4f} with {served:.4g} tokens served"
         found.append(_as_prediction(best, question, (note, spent)))
     return found
@@ -258,9 +259,8 @@ def _notes(law: AnyLaw, C: float) -> tuple[str, ...]:
     if law.largest_flops is not None and REACH_LIMIT * law.largest_flops < C:
         notes.append(f"{C / law.largest_flops:.3g} times the largest run: extrapolation")
     if not law.cost.is_exact:
-        notes.append(
-            f"C counts {law.flops}: 6ND x {law.cost.factor:.4g} N^{law.cost.slope:+.4f} in these runs"
-        )
+        form = f"6ND x {law.cost.factor:.4g} N^{law.cost.slope:+.4f}"
+        notes.append(f"C counts {law.flops}: {form} in these runs")
     return tuple(notes)
 
 

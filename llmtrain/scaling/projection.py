@@ -1,4 +1,4 @@
-"""For given exponents the law is linear: non-negative E, A, B in closed form, on a grid of exponents."""
+"""For given exponents the law is linear: non-negative E, A and B in closed form, on a grid."""
 
 from dataclasses import dataclass
 
@@ -22,9 +22,7 @@ class GridFit:
     """Weighted sum of squared residuals of L."""
 
 
-def project(
-    x: Array, y: Array, loss: Array, weights: Array, alpha: Array, beta: Array
-) -> GridFit:
+def project(x: Array, y: Array, loss: Array, weights: Array, alpha: Array, beta: Array) -> GridFit:
     """Solve min sum w (L - E - A e^(-alpha x) - B e^(-beta y))^2, E, A, B >= 0, at each pair.
 
     x, y, loss, weights have shape (n,), alpha and beta (g,). With three terms the non-negative

@@ -212,9 +212,7 @@ MODELS = (
     KnownModel(name="MT-NLG 530B", params=530e9, tokens=270e9, flops=8.59e23),
     KnownModel(name="PaLM 540B", params=540e9, tokens=780e9, flops=2.53e24),
     KnownModel(name="LLaMA-13B", params=13e9, tokens=1e12, flops=7.8e22),
-    KnownModel(
-        name="Chinchilla", params=70e9, tokens=1.4e12, flops=5.76e23, note="6ND is 5.88e23"
-    ),
+    KnownModel(name="Chinchilla", params=70e9, tokens=1.4e12, flops=5.76e23, note="6ND is 5.88e23"),
 )
 TABLE_LAWS = (
     "hoffmann_a1",

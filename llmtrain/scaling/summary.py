@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def count_span(bounds: Interval | None) -> str:
 
 
 def target(group: GroupAnalysis) -> Target | None:
-    """Return the recommended model at the group's target budget; None where every fit is refused."""
+    """Return the recommended model at the target budget; None where every fit is refused."""
     main, surface = group.main, group.surface
     C = group.target_flops
     if main is None:
@@ -111,8 +112,8 @@ def verdict(group: GroupAnalysis) -> list[str]:
         f"N_opt grows as C^{main.a:.3f} {span(main.a_interval)} and D_opt as C^{main.b:.3f} "
         f"{span(main.b_interval)} by {main.title} (90 % intervals; N {counted.params}, "
         f"C {counted.flops}).",
-        f"At C = {flops(aim.flops)} train N = {count(aim.params)} {count_span(aim.params_interval)} "
-        f"on D = {count(aim.tokens)} tokens {count_span(aim.tokens_interval)}, "
+        f"At C = {flops(aim.flops)} train N = {count(aim.params)} "
+        f"{count_span(aim.params_interval)} on D = {count(aim.tokens)} tokens {count_span(aim.tokens_interval)}, "
         f"{aim.tokens / aim.params:.3g} tokens per parameter.",
     ]
     if aim.loss is not None:
@@ -126,16 +127,16 @@ def verdict(group: GroupAnalysis) -> list[str]:
     best = None if held is None else main_forecast(held.forecasts)
     if held is not None and best is not None and best.error is not None:
         lines.append(
-            f"Back-test: the budget {flops(held.budget)}, forecast from the {held.n_budgets} smaller "
-            f"ones, {best.loss:.4f} {span(best.loss_interval, '.4f')} against {held.loss:.4f} "
+            f"Back-test: the budget {flops(held.budget)}, forecast from the {held.n_budgets} "
+            f"smaller ones, {best.loss:.4f} {span(best.loss_interval, '.4f')} against {held.loss:.4f} "
             f"measured: {100 * best.error:+.2f} % ({best.method})."
         )
     n_left = len(group.runs.exclusions)
     n_warned = sum(finding.level != "note" for finding in group.findings)
     noise = "" if group.noise is None else f" seed noise {group.noise.sd:.4f} nats per token;"
     lines.append(
-        f"{len(group.runs)} runs, {len(group.runs.budgets)} budgets;{noise} {n_left} rows left out; "
-        f"{n_warned} warnings or refusals."
+        f"{len(group.runs)} runs, {len(group.runs.budgets)} budgets;{noise} {n_left} rows left "
+        f"out; {n_warned} warnings or refusals."
     )
     return lines
 
@@ -170,8 +171,8 @@ def estimator_table(group: GroupAnalysis) -> Table:
     note += (
         "C = 6ND holds exactly."
         if group.cost.is_exact
-        else f"C is not 6ND: C = 6ND x {group.cost.factor:.4g} N^{group.cost.slope:+.4f} over these "
-        f"runs (worst {100 * group.cost.worst:.1f} %), and a, b of the surfaces follow that cost."
+        else f"C is not 6ND: C = 6ND x {group.cost.factor:.4g} N^{group.cost.slope:+.4f} over "
+        f"these runs (worst {100 * group.cost.worst:.1f} %), and a, b of the surfaces follow that cost."
     )
     return Table(
         title="Estimators side by side",
@@ -210,8 +211,8 @@ def surface_table(group: GroupAnalysis) -> Table | None:
             "starts agreeing", "next optimum", "condition", "at a limit",
         ),
         rows=tuple(rows),
-        note="Certificates: the objective is a sum over runs; the gradient is its largest component "
-        "at the optimum; condition is that of d ln L by the five constants, columns normalised.",
+        note="Certificates: the objective is a sum over runs; the gradient is its largest "
+        "component at the optimum; condition is that of d ln L by the five constants, columns normalised.",
     )  # fmt: skip
 
 
@@ -292,8 +293,8 @@ def forecast_table(group: GroupAnalysis) -> Table | None:
             "note",
         ),
         rows=tuple(rows),
-        note="Truth is the minimum of the budget's own parabola; its runs took no part in the fits. "
-        f"Lowest run {held.lowest_run:.4f}.{sizes}",
+        note="Truth is the minimum of the budget's own parabola; its runs took no part in the "
+        f"fits. Lowest run {held.lowest_run:.4f}.{sizes}",
     )  # fmt: skip
 
 
@@ -336,7 +337,7 @@ def shape_table(group: GroupAnalysis) -> Table | None:
     error = float(np.sqrt(rest @ rest / max(1, len(u) - 2) / (u @ u)))
     edges = np.unique(np.quantile(aspect[keep], [0.0, 0.25, 0.5, 0.75, 1.0]))
     rows = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         within = keep & (aspect >= low) & ((aspect < high) | (high == edges[-1]))
         if within.any():
             share = left[within]

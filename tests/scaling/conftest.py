@@ -13,7 +13,7 @@ from llmtrain.scaling.law import LossLaw
 from llmtrain.spec.record import SCHEMA, RunRecord, write_record
 
 PUBLIC = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
-DEMO_LAW = LossLaw(E=0.9, A=12.0, B=90.0, alpha=0.38, beta=0.33)
+DEMO_LAW = LossLaw(E=0.9, A=60.0, B=90.0, alpha=0.38, beta=0.33)
 SHAPES = ((16, 1), (24, 1), (32, 1), (32, 2), (48, 2), (64, 2), (64, 4), (96, 3), (128, 4))
 VOCAB, SEQ_LEN = 256, 128
 

@@ -69,6 +69,7 @@ def test_twenty_steps_of_the_gpt2_preset_agree_with_a_plain_implementation(
         tied_head=True,
         bias=True,
         init="fixed",
+        init_std=0.3,  # large enough to bend the softmax and the GELU; 0.02 hides their details
     )
     model = Transformer(config, vocab_size=V, seq_len=T)
     model.init_weights(seed=0)
@@ -95,5 +96,5 @@ def test_twenty_steps_of_the_gpt2_preset_agree_with_a_plain_implementation(
         theirs.step()
         losses.append((nll.item(), plain_loss.detach().item()))
     assert losses[0][0] > losses[-1][0] + 0.3, "nothing was learnt, so nothing was compared"
-    # float32: 1e-7 a step, amplified by Adam where a gradient is near zero.
-    assert max(abs(a - b) for a, b in losses) < 2e-5
+    # A unit in the last place of float32 at 5.5 is 5e-7; measured: 1e-6 at worst.
+    assert max(abs(a - b) for a, b in losses) < 5e-6

@@ -38,7 +38,13 @@ def residuals(group: GroupAnalysis) -> Figure | None:
         for curve, colour in zip(group.curves, colours, strict=True):
             rows = runs.budget == curve.budget
             axis.plot(
-                x[rows], left[rows], "o", ms=3.8, color=colour, mec="white", mew=0.4,
+                x[rows],
+                left[rows],
+                "o",
+                ms=3.8,
+                color=colour,
+                mec="white",
+                mew=0.4,
                 label=flops_label(curve.budget),
             )
     log_axis(axes[0].xaxis, params_label(group), counts=True)
@@ -46,7 +52,12 @@ def residuals(group: GroupAnalysis) -> Figure | None:
     axes[0].set_ylabel("loss over fit - 1 (%)")
     axes[1].sharey(axes[0])
     if group.curves:
-        legend_below(figure, axes[0], "training FLOPs; grey: on no curve" if loose.any() else "training FLOPs", 6)
+        legend_below(
+            figure,
+            axes[0],
+            "training FLOPs; grey: on no curve" if loose.any() else "training FLOPs",
+            6,
+        )
     return figure
 
 
@@ -66,8 +77,15 @@ def surface_map(group: GroupAnalysis) -> Figure | None:
     left = 100.0 * surface.fit.residuals(runs.params, runs.tokens, runs.loss)
     reach = max(1e-6, float(np.quantile(np.abs(left), 0.98)))
     dots = axis.scatter(
-        runs.params, runs.tokens, c=left, cmap="PuOr", s=20, edgecolors="#333333", linewidths=0.4,
-        norm=TwoSlopeNorm(0.0, -reach, reach), zorder=3,
+        runs.params,
+        runs.tokens,
+        c=left,
+        cmap="PuOr",
+        s=20,
+        edgecolors="#333333",
+        linewidths=0.4,
+        norm=TwoSlopeNorm(0.0, -reach, reach),
+        zorder=3,
     )
     C = np.geomspace(runs.flops.min(), runs.flops.max(), 50)
     n = group.cost.n_opt(law, C)
@@ -98,12 +116,23 @@ def backtest(group: GroupAnalysis) -> Figure | None:
             (step.smallest, a) for step, a in zip(group.steps, values, strict=True) if a is not None
         ]
         if pairs:
-            second.plot(*zip(*pairs, strict=True), "o-", ms=4, color=METHOD_COLOURS[name],
-                        label=group.estimate(name).title)
+            second.plot(
+                *zip(*pairs, strict=True),
+                "o-",
+                ms=4,
+                color=METHOD_COLOURS[name],
+                label=group.estimate(name).title,
+            )
     main = group.main
     if main is not None and main.a_interval is not None:
-        second.axhspan(main.a_interval.low, main.a_interval.high, color=GREY, alpha=0.12, lw=0,
-                       label="90 % interval, all budgets")
+        second.axhspan(
+            main.a_interval.low,
+            main.a_interval.high,
+            color=GREY,
+            alpha=0.12,
+            lw=0,
+            label="90 % interval, all budgets",
+        )
     log_axis(second.xaxis, "smallest budget kept (FLOPs)", counts=False)
     second.set_ylabel("exponent a of N_opt")
     second.set_title("Without the small budgets")
@@ -151,8 +180,16 @@ def shapes(group: GroupAnalysis) -> Figure | None:
     depths = np.unique(runs.n_layers[keep])
     for depth, colour in zip(depths, budget_colours(len(depths)), strict=True):
         rows = keep & (runs.n_layers == depth)
-        axis.plot(aspect[rows], left[rows], "o", ms=4.5, color=colour, mec="white", mew=0.4,
-                  label=f"{depth:g} layers")
+        axis.plot(
+            aspect[rows],
+            left[rows],
+            "o",
+            ms=4.5,
+            color=colour,
+            mec="white",
+            mew=0.4,
+            label=f"{depth:g} layers",
+        )
     axis.axhline(0.0, color=GREY, lw=0.8)
     log_axis(axis.xaxis, "d_model / n_layers", counts=True)
     axis.set_ylabel("loss over its IsoFLOP curve (%)")

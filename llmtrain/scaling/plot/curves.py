@@ -127,9 +127,7 @@ def _draw_minima(axis: Axes, group: GroupAnalysis, which: str) -> None:
     axis.plot(x, y, "*", ms=9, color=METHOD_COLOURS["approach2"], mec="black", mew=0.6, zorder=5)
 
 
-def _draw_law(
-    axis: Axes, group: GroupAnalysis, estimate: Estimate, which: str, C: Array
-) -> None:
+def _draw_law(axis: Axes, group: GroupAnalysis, estimate: Estimate, which: str, C: Array) -> None:
     colour = METHOD_COLOURS[estimate.name]
     line, draws = _line_and_draws(group, estimate, which, C)
     axis.plot(
@@ -170,12 +168,18 @@ def envelope(group: GroupAnalysis) -> Figure | None:
     axis.plot(runs.flops, runs.loss, "o", ms=3, color="#b8b8b8", mec="none", label="runs")
     hull = group.accepted("approach1_hull")
     if isinstance(hull, EnvelopeFit) and len(hull.rows):
-        minimum = sorted(
-            (c.budget, c.params.loss) for c in group.curves if c.used
-        )
+        minimum = sorted((c.budget, c.params.loss) for c in group.curves if c.used)
         if minimum:
-            axis.plot(*zip(*minimum, strict=True), "*", ms=9, color=METHOD_COLOURS["approach2"],
-                      mec="black", mew=0.6, label="minima of the parabolas", zorder=5)
+            axis.plot(
+                *zip(*minimum, strict=True),
+                "*",
+                ms=9,
+                color=METHOD_COLOURS["approach2"],
+                mec="black",
+                mew=0.6,
+                label="minima of the parabolas",
+                zorder=5,
+            )
     surface = group.surface
     if surface is not None and isinstance(surface.fit, ParametricFit):
         C = np.geomspace(runs.flops.min(), group.target_flops, 80)
@@ -188,9 +192,7 @@ def envelope(group: GroupAnalysis) -> Figure | None:
         if isinstance(surface.draws, LawDraws) and len(surface.draws.E) >= 20:
             rows = np.array([group.cost.loss_opt(law, C) for law in surface.draws.laws()])
             low, high = np.quantile(rows, [0.05, 0.95], axis=0)
-            axis.fill_between(
-                C, low, high, color=METHOD_COLOURS[surface.name], alpha=0.15, lw=0
-            )
+            axis.fill_between(C, low, high, color=METHOD_COLOURS[surface.name], alpha=0.15, lw=0)
     log_axis(axis.xaxis, "training FLOPs C", counts=False)
     axis.set_ylabel("validation loss (nats per token)")
     axis.legend(loc="upper right")

@@ -11,8 +11,8 @@ from llmtrain.scaling.plot.style import save, styled
 DRAWN = (
     (
         "isoflop",
-        "IsoFLOP curves. Each colour is one training budget; dots are runs, lines the parabola fitted "
-        "to them, stars its minimum. Dotted parabolas are left out of the law.",
+        "IsoFLOP curves. Each colour is one training budget; dots are runs, lines the "
+        "parabola fitted to them, stars its minimum. Dotted parabolas are left out of the law.",
         curves.isoflop_curves,
     ),
     (

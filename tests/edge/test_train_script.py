@@ -1,0 +1,151 @@
+"""scripts/train.py and its neighbours as a user runs them: files, exit codes, one-line errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SWEEP = [
+    "sweep=isoflop",
+    "sweep.name=mini",
+    "sweep.budgets=[1e9,2e9]",
+    "sweep.widths=[8,16,24]",
+    "sweep.depths=[1]",
+    "sweep.aspect_min=4",
+    "sweep.sizes_per_budget=3",
+    "sweep.span=2",
+    "sweep.optimum_flops=1e9",
+    "sweep.optimum_params=6e3",
+    "sweep.seeds=[0]",
+]
+
+
+def records(folder):
+    found = sorted(folder.glob("*/record.json"))
+    return {path.parent.name: json.loads(path.read_text()) for path in found}
+
+
+def test_one_run_trains_and_the_same_command_again_does_not(cli, tiny_overrides, tmp_path):
+    first = cli("train.py", *tiny_overrides)
+    assert first.returncode == 0, first.stderr
+    assert "validation loss" in first.stdout
+    ((name, record),) = records(tmp_path / "runs/single").items()
+    before = (tmp_path / "runs/single" / name / "record.json").stat().st_mtime_ns
+    again = cli("train.py", *tiny_overrides)
+    assert again.returncode == 0, again.stderr
+    assert f"{record['val_loss']:.4f}" in again.stdout
+    assert (tmp_path / "runs/single" / name / "record.json").stat().st_mtime_ns == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+
+
+def test_a_two_by_two_multirun_leaves_four_records_and_runs_nothing_twice(
+    cli, tiny_overrides, tmp_path
+):
+    product = ["-m", *tiny_overrides, "model.d_model=8,16", "budget.flops=1e9,2e9"]
+    first = cli("train.py", *product)
+    assert first.returncode == 0, first.stderr
+    found = records(tmp_path / "runs/single")
+    shapes = {(r["d_model"], r["flops_budget"]) for r in found.values()}
+    assert shapes == {(8, 1e9), (8, 2e9), (16, 1e9), (16, 2e9)}
+    again = cli("train.py", *product)
+    assert "4 done before, 0 to train" in again.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+
+
+def test_a_sweep_trains_what_its_plan_lists(cli, tiny_overrides, tmp_path):
+    arguments = [*tiny_overrides, *SWEEP]
+    plan = cli("plan.py", *arguments)
+    assert plan.returncode == 0, plan.stderr
+    assert "6 cells, 0 refused" in plan.stdout
+    sweep = cli("train.py", *arguments)
+    assert sweep.returncode == 0, sweep.stderr
+    found = records(tmp_path / "runs/mini")
+    assert len(found) == 6
+    for record in found.values():
+        spent = record["flops"]["full_attention"]
+        assert spent == pytest.approx(record["flops_budget"], rel=0.005)
+    assert set(json.loads((tmp_path / "runs/mini/sweep.json").read_text())["cells"]) == set(found)
+
+
+def test_a_failed_cell_is_named_and_the_others_go_on(cli, tiny_overrides, tmp_path):
+    done = cli("train.py", "-m", *tiny_overrides, "recipe.lr_multiplier=1,1e30")
+    assert done.returncode == 1
+    assert "1 of 2 cells failed, the others are done; first: " in done.stderr
+    assert "lower recipe.lr_multiplier" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(records(tmp_path / "runs/single")) == 1
+
+
+def test_a_stopped_sweep_goes_on_where_it_was(tiny_overrides, tmp_path, cli, root):
+    arguments = [*tiny_overrides, "-m", "budget.flops=4e10", "seed=0,1,2"]
+    script = [sys.executable, str(root / "scripts/train.py"), *arguments]
+    process = subprocess.Popen(
+        script, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    folder = tmp_path / "runs/single"
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    assert "run the same command to go on" in error
+    assert "Traceback" not in error
+    assert list(folder.glob("*/checkpoints/step-*"))
+    done = cli("train.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert len(records(folder)) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["model.d_modle=3"], 2, "d_modle"),
+        (["model.n_layers=two"], 2, "model.n_layers: expected int, got 'two'"),
+        (["budget.flops=-1"], 2, "budget.flops=-1.0 must be a finite number above 0"),
+        (["budget.flops=nan"], 2, "budget.flops: expected a finite number, got nan"),
+        (["budget.flops=1e3"], 2, "buys 0 steps"),
+        (["budget.flops=1e18"], 2, "more than data.max_epochs"),
+        (["data=local", "data.paths=[absent.txt]"], 2, "absent.txt"),
+        (["name=../x"], 2, "name='../x' must match"),
+        (["sweep=isoflop", "sweep.budgets=[]"], 2, "sweep.budgets is empty"),
+        (["-m", "seed=0,1", "budget.flops=1e3"], 2, "buys 0 steps"),
+        (["nonsense"], 2, "'nonsense' is no override"),
+    ],
+)
+def test_bad_input_is_one_line_the_right_code_and_leaves_nothing(
+    cli, tmp_path, arguments, code, message
+):
+    done = cli("train.py", "data.root=prepared", *arguments)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    left = [path for path in tmp_path.iterdir() if path.name != "prepared"]
+    assert left == []
+
+
+def test_a_corrupted_corpus_is_refused_with_code_5(cli, tiny_overrides, text_files, tmp_path):
+    private = [o for o in tiny_overrides if not o.startswith("data.root")] + ["data.root=data"]
+    assert cli("prepare_data.py", *[o for o in private if o.startswith("data")]).returncode == 0
+    (shards,) = (tmp_path / "data").glob("tiny-*")
+    target = next(path for path in shards.iterdir() if path.name.startswith("train"))
+    content = bytearray(target.read_bytes())
+    content[100] ^= 1
+    target.write_bytes(content)
+    os.utime(target, ns=(1, 1))
+    done = cli("train.py", *private)
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert str(target.name) in done.stderr
+
+
+def test_help_says_what_to_type(cli):
+    for script in ("train.py", "plan.py", "prepare_data.py"):
+        done = cli(script, "--help")
+        assert done.returncode == 0
+        assert f"python scripts/{script}" in done.stdout
