@@ -67,13 +67,16 @@ def train_one(config: TrainConfig) -> None:
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")
 def main(composed: DictConfig) -> None:
     """Train the one run that Hydra composed; sweeps go through the sweeper and launcher."""
-    train_one(build_run(plain(composed))[0])
+    # SystemExit passes through Hydra, which would print an exception with all its overrides.
+    sys.exit(guarded(lambda: train_one(build_run(plain(composed))[0])))
 
 
 def run() -> None:
     """Check the arguments, then let Hydra compose and call."""
-    overrides = [a for a in sys.argv[1:] if a not in ("-m", "--multirun")]
+    flags = [a for a in sys.argv[1:] if a in ("-m", "--multirun")]
+    overrides = [a for a in sys.argv[1:] if a not in flags]
     check_overrides(overrides)
+    sys.argv[1:] = [*flags, *overrides]  # argparse wants the flag before the first override
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to `guarded`, which makes one line of them
     HANDS.work = work
     HANDS.watcher = SweepConsole()

@@ -43,6 +43,7 @@ VERIFIED_FILE = ".verified.json"
 class Corpus:
     """A verified corpus; `train` and `val` are 1-D read-only memory maps of token ids."""
 
+    directory: Path
     manifest: Manifest
     train: TokenArray
     val: TokenArray
@@ -74,6 +75,7 @@ def open_corpus(directory: Path) -> Corpus:
     if verified != stamps:
         _write_verified(directory, manifest, stamps)
     return Corpus(
+        directory=directory,
         manifest=manifest,
         train=_map(directory / manifest.train.file, manifest),
         val=_map(directory / manifest.val.file, manifest),

@@ -36,6 +36,7 @@ from llmtrain.scaling.forecast import (
     Step,
     hold_out_largest,
     leave_small_budgets_out,
+    parabola_residuals,
     seed_noise,
 )
 from llmtrain.scaling.isoflop import Curve, IsoflopFit, fit_isoflop, read_curves
@@ -117,6 +118,16 @@ class GroupAnalysis:
         """Return a method's fit where it was accepted."""
         found = self.estimate(name)
         return found.fit if found.status == "accepted" else None
+
+    def shape_residuals(self) -> Array:
+        """Return what shape may explain: percent of loss over the surface, or over the parabolas.
+
+        The parabolas stand in where every surface is refused; NaN off the used curves.
+        """
+        runs, surface = self.runs, self.surface
+        if surface is not None and isinstance(surface.fit, ParametricFit):
+            return 100.0 * surface.fit.residuals(runs.params, runs.tokens, runs.loss)
+        return 100.0 * parabola_residuals(runs, self.curves) / runs.loss
 
     @property
     def surface(self) -> Estimate | None:
@@ -266,7 +277,7 @@ def _units(config: AnalyzeConfig, runs: Runs) -> Array:
     """Return a label per row: what a draw keeps together."""
     columns = {"run": runs.run_id, "model": runs.params, "budget": runs.budget}
     _, labels = np.unique(columns[config.unit], return_inverse=True)
-    return labels.astype(np.float64)
+    return np.asarray(labels, dtype=np.float64)
 
 
 def _attempt(

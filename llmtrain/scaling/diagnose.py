@@ -148,7 +148,7 @@ def check_agreement(
 
 def check_trends(residuals: Array, runs: Runs) -> list[Finding]:
     """Warn where residuals of ln L still follow N, D or C: the form misses something."""
-    found = []
+    found: list[Finding] = []
     if len(residuals) < 8:
         return found
     for name, column in (("N", runs.params), ("D", runs.tokens), ("C", runs.flops)):

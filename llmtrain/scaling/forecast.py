@@ -231,7 +231,7 @@ def seed_noise(runs: Runs) -> SeedNoise | None:
     return SeedNoise(sd=float(np.sqrt(squares / degrees)), degrees=degrees, cells=len(repeated))
 
 
-def shape_residuals(runs: Runs, curves: tuple[Curve, ...]) -> Array:
+def parabola_residuals(runs: Runs, curves: tuple[Curve, ...]) -> Array:
     """Return loss minus the parabola of its budget, per run; NaN off the used curves."""
     residual = np.full(len(runs), np.nan)
     for curve in curves:

@@ -41,7 +41,7 @@ class SavedLaw:
 def law_document(analysis: Analysis, command: str) -> dict[str, Any]:
     """Return what law.json holds."""
     runs = analysis.runs
-    return _plain(
+    document: dict[str, Any] = _plain(
         {
             "schema": SCHEMA,
             "version": __version__,
@@ -61,6 +61,7 @@ def law_document(analysis: Analysis, command: str) -> dict[str, Any]:
             "groups": [_group(group) for group in analysis.groups],
         }
     )
+    return document
 
 
 def _group(group: GroupAnalysis) -> dict[str, Any]:

@@ -113,7 +113,14 @@ REGISTRY = (
         "hoffmann_a3_tex",
         ("hoffmann3", "chinchilla3", "chinchilla", "hoffmann"),
         "Hoffmann et al. 2022 (2203.15556), Approach 3, constants of the TeX source",
-        LossLaw(E=1.6933660, A=406.40186, B=410.72246, alpha=0.33917084, beta=0.2849083),
+        LossLaw(
+            # The source gives logarithms: E 1.6934, A 406.40, B 410.72.
+            E=math.exp(0.5267228),
+            A=math.exp(6.0073404),
+            B=math.exp(6.0179186),
+            alpha=0.33917084,
+            beta=0.2849083,
+        ),
         warning="Besiroglu et al. 2024 find this fit stopped early; it does not give table A3",
     ),
     _surface(

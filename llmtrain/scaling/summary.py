@@ -8,7 +8,7 @@ import numpy as np
 
 from llmtrain.scaling.analysis import Analysis, GroupAnalysis
 from llmtrain.scaling.bootstrap import Interval, LawDraws, PowerDraws, interval
-from llmtrain.scaling.forecast import Forecast, shape_residuals
+from llmtrain.scaling.forecast import Forecast
 from llmtrain.scaling.isoflop import IsoflopFit
 from llmtrain.scaling.law import LossLaw
 from llmtrain.scaling.parametric import ParametricFit
@@ -113,8 +113,8 @@ def verdict(group: GroupAnalysis) -> list[str]:
         f"{span(main.b_interval)} by {main.title} (90 % intervals; N {counted.params}, "
         f"C {counted.flops}).",
         f"At C = {flops(aim.flops)} train N = {count(aim.params)} "
-        f"{count_span(aim.params_interval)} on D = {count(aim.tokens)} tokens {count_span(aim.tokens_interval)}, "
-        f"{aim.tokens / aim.params:.3g} tokens per parameter.",
+        f"{count_span(aim.params_interval)} on D = {count(aim.tokens)} tokens "
+        f"{count_span(aim.tokens_interval)}, {aim.tokens / aim.params:.3g} tokens per parameter.",
     ]
     if aim.loss is not None:
         lines.append(
@@ -128,8 +128,8 @@ def verdict(group: GroupAnalysis) -> list[str]:
     if held is not None and best is not None and best.error is not None:
         lines.append(
             f"Back-test: the budget {flops(held.budget)}, forecast from the {held.n_budgets} "
-            f"smaller ones, {best.loss:.4f} {span(best.loss_interval, '.4f')} against {held.loss:.4f} "
-            f"measured: {100 * best.error:+.2f} % ({best.method})."
+            f"smaller ones, {best.loss:.4f} {span(best.loss_interval, '.4f')} against "
+            f"{held.loss:.4f} measured: {100 * best.error:+.2f} % ({best.method})."
         )
     n_left = len(group.runs.exclusions)
     n_warned = sum(finding.level != "note" for finding in group.findings)
@@ -172,7 +172,7 @@ def estimator_table(group: GroupAnalysis) -> Table:
         "C = 6ND holds exactly."
         if group.cost.is_exact
         else f"C is not 6ND: C = 6ND x {group.cost.factor:.4g} N^{group.cost.slope:+.4f} over "
-        f"these runs (worst {100 * group.cost.worst:.1f} %), and a, b of the surfaces follow that cost."
+        f"these runs (worst {100 * group.cost.worst:.1f} %), and the surfaces follow it."
     )
     return Table(
         title="Estimators side by side",
@@ -212,7 +212,7 @@ def surface_table(group: GroupAnalysis) -> Table | None:
         ),
         rows=tuple(rows),
         note="Certificates: the objective is a sum over runs; the gradient is its largest "
-        "component at the optimum; condition is that of d ln L by the five constants, columns normalised.",
+        "component at the optimum; condition is that of d ln L by the constants (unit columns).",
     )  # fmt: skip
 
 
@@ -323,10 +323,10 @@ def steps_table(group: GroupAnalysis) -> Table | None:
 
 
 def shape_table(group: GroupAnalysis) -> Table | None:
-    """Return loss over the IsoFLOP curve by d_model / n_layers, where shapes vary."""
+    """Return loss over its expectation by d_model / n_layers, where shapes vary."""
     runs = group.runs
     aspect = runs.d_model / runs.n_layers
-    left = 100.0 * shape_residuals(runs, group.curves) / runs.loss
+    left = group.shape_residuals()
     keep = np.isfinite(aspect) & np.isfinite(left)
     if len(np.unique(aspect[keep])) < 3:
         return None
@@ -353,7 +353,7 @@ def shape_table(group: GroupAnalysis) -> Table | None:
             )
     return Table(
         title="Width against depth at equal FLOPs",
-        header=("d_model / n_layers", "runs", "layers", "loss over curve", "sd"),
+        header=("d_model / n_layers", "runs", "layers", "loss over its expectation", "sd"),
         rows=tuple(rows),
         note=f"Each doubling of d_model / n_layers moves the loss by {slope:+.2f} ± {error:.2f} % "
         "(one standard error) at the same N and C.",

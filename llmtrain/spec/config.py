@@ -48,7 +48,8 @@ class ModelConfig:
     init_std: float
     """Standard deviation of the embedding; and of the matrices at base_d_model (see below)."""
     init: Literal["fan_in", "fixed"]
-    """fan_in: matrices have std 1/sqrt(fan_in); fixed: init_std everywhere (GPT-2)."""
+    """fan_in: std 1/sqrt(fan_in), projections into the residual stream start at zero; fixed:
+    init_std everywhere, those projections over sqrt(2 n_layers) (GPT-2)."""
     parametrization: Literal["standard", "mup"]
     """How initialisation and learning rates follow the width."""
     base_d_model: int

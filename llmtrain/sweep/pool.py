@@ -22,6 +22,9 @@ Work = Callable[[dict[str, Any], Report], dict[str, Any]]
 
 GRACE_S = 30.0  # what a worker gets to save its state after a signal
 PR_SET_PDEATHSIG = 1
+# glibc gives big blocks back to the system after every step and takes them anew: keeping them made
+# tiny models 9 to 15 % faster (docs/experiments.md). Read once, when a process starts.
+WORKER_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +133,8 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
+        for name, value in WORKER_MALLOC.items():
+            os.environ.setdefault(name, value)
         context = multiprocessing.get_context("spawn")
         self.pipe, there = context.Pipe()
         self.process: BaseProcess = context.Process(

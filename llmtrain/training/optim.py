@@ -66,7 +66,7 @@ class MuonWithAdamW:
 
     def step(self) -> None:
         """Apply the gradients."""
-        self.muon.step()  # type: ignore[no-untyped-call]
+        self.muon.step()
         self.adamw.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:

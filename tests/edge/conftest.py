@@ -48,5 +48,6 @@ def tiny_overrides(text_files: Path, tmp_path_factory: pytest.TempPathFactory) -
         "evaluation.n_tokens=512",
         "budget.min_steps=5",
         "budget.flops=1e9",
+        "budget.tolerance=0.02",
         "tracking.wandb=disabled",
     ]

@@ -67,7 +67,7 @@ def test_a_sweep_trains_what_its_plan_lists(cli, tiny_overrides, tmp_path):
     assert len(found) == 6
     for record in found.values():
         spent = record["flops"]["full_attention"]
-        assert spent == pytest.approx(record["flops_budget"], rel=0.005)
+        assert spent == pytest.approx(record["flops_budget"], rel=0.02)
     assert set(json.loads((tmp_path / "runs/mini/sweep.json").read_text())["cells"]) == set(found)
 
 

@@ -6,7 +6,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from llmtrain.scaling.analysis import GroupAnalysis
-from llmtrain.scaling.forecast import HeldOut, shape_residuals
+from llmtrain.scaling.forecast import HeldOut
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.plot.curves import params_label
 from llmtrain.scaling.plot.style import (
@@ -142,17 +142,17 @@ def backtest(group: GroupAnalysis) -> Figure | None:
 
 def _draw_forecasts(axis: Axes, held: HeldOut) -> None:
     """Draw each forecast with its interval on a line of its own, beside the truth."""
-    made = [forecast for forecast in held.forecasts if forecast.loss is not None]
+    made = [(forecast, forecast.loss) for forecast in held.forecasts if forecast.loss is not None]
     colours = {"Approach 3": RED, "projection": METHOD_COLOURS["projection"]}
-    for row, forecast in enumerate(made):
+    for row, (forecast, loss) in enumerate(made):
         colour = colours.get(forecast.method, BLUE)
         if forecast.loss_interval is not None:
             ends = (forecast.loss_interval.low, forecast.loss_interval.high)
             axis.plot(ends, (row, row), color=colour, lw=2.2, solid_capstyle="butt")
-        axis.plot(forecast.loss, row, "o", ms=6, color=colour, mec="white", mew=0.6)
+        axis.plot(loss, row, "o", ms=6, color=colour, mec="white", mew=0.6)
         axis.annotate(
             f"{forecast.method}: {100 * (forecast.error or 0.0):+.2f} %",
-            (forecast.loss or 0.0, row),
+            (loss, row),
             xytext=(0, 7),
             textcoords="offset points",
             ha="center",
@@ -160,7 +160,7 @@ def _draw_forecasts(axis: Axes, held: HeldOut) -> None:
         )
     axis.axvline(held.loss, color="black", lw=1.0, label=f"measured, {held.loss:.4f}")
     axis.set_ylim(len(made) - 0.5, -0.9)
-    axis.margins(x=0.25)
+    axis.margins(x=0.4)
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
     axis.set_xlabel("least loss of the budget (nats per token)")
@@ -172,7 +172,7 @@ def shapes(group: GroupAnalysis) -> Figure | None:
     """Draw loss over the IsoFLOP parabola against d_model / n_layers, where shapes vary."""
     runs = group.runs
     aspect = runs.d_model / runs.n_layers
-    left = 100.0 * shape_residuals(runs, group.curves) / runs.loss
+    left = group.shape_residuals()
     keep = np.isfinite(aspect) & np.isfinite(left)
     if len(np.unique(aspect[keep])) < 3:
         return None
@@ -192,6 +192,6 @@ def shapes(group: GroupAnalysis) -> Figure | None:
         )
     axis.axhline(0.0, color=GREY, lw=0.8)
     log_axis(axis.xaxis, "d_model / n_layers", counts=True)
-    axis.set_ylabel("loss over its IsoFLOP curve (%)")
+    axis.set_ylabel("loss over its expectation (%)")
     axis.legend(loc="best", ncols=2)
     return figure

@@ -103,7 +103,7 @@ def optimum(group: GroupAnalysis) -> Figure | None:
         log_axis(axis.xaxis, "training FLOPs C", counts=False)
     axes[0].set_title("Optimal model size")
     axes[1].set_title("Optimal training tokens")
-    log_axis(axes[0].yaxis, "optimal " + params_label(group), counts=True)
+    log_axis(axes[0].yaxis, "optimal parameters N", counts=True)
     log_axis(axes[1].yaxis, "optimal training tokens D", counts=True)
     legend_below(figure, axes[0], None, 2)
     axes[1].text(

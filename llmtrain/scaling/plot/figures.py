@@ -46,8 +46,7 @@ DRAWN = (
     ),
     (
         "shapes",
-        "Width against depth at equal FLOPs: loss over the budget's parabola against the aspect "
-        "ratio.",
+        "Width against depth at equal FLOPs: what N and D leave over against the aspect ratio.",
         checks.shapes,
     ),
 )

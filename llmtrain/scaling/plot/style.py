@@ -22,7 +22,7 @@ METHOD_COLOURS = {
     "log_squares": GREY,
 }
 WIDTH = 7.0
-RC: dict[str, Any] = {
+RC: Any = {
     "font.size": 8.5,
     "font.family": "DejaVu Sans",
     "axes.titlesize": 9,

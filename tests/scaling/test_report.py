@@ -1,0 +1,358 @@
+"""From runs to the report: what is recommended, what is written, what is refused."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmtrain.scaling.analysis import Analysis, analyze
+from llmtrain.scaling.config import AnalyzeConfig, PredictConfig
+from llmtrain.scaling.isoflop import IsoflopFit
+from llmtrain.scaling.law import LossLaw
+from llmtrain.scaling.load import load_runs
+from llmtrain.scaling.parametric import ParametricFit
+from llmtrain.scaling.predict import find_law, predict
+from llmtrain.scaling.report import write_report
+from llmtrain.scaling.summary import count, flops, group_tables, shape_table, verdict
+from llmtrain.spec.build import build
+from llmtrain.spec.errors import ConfigError, FitRefusedError
+
+ROOT = Path(__file__).resolve().parents[2]
+Config = Callable[..., AnalyzeConfig]
+Sweep = Callable[..., Path]
+PLANTED = LossLaw(E=0.9, A=60.0, B=90.0, alpha=0.38, beta=0.33)
+QUESTION = PredictConfig(
+    law="besiroglu2024",
+    fit=None,
+    group=None,
+    flops=None,
+    params=None,
+    tokens=None,
+    gpu_hours=None,
+    mfu=0.4,
+    peak_tflops=989.0,
+    loss=None,
+    inference_tokens=None,
+    unique_tokens=None,
+    table=None,
+)
+
+
+@pytest.fixture
+def planted(planted_sweep: Sweep, analyze_config: Config) -> Analysis:
+    return analyze(analyze_config(), load_runs(planted_sweep(seeds=(0, 1))))
+
+
+def test_a_planted_sweep_gives_its_law_by_every_method(planted: Analysis) -> None:
+    (group,) = planted.groups
+    true_a = float(group.cost.exponent(PLANTED.alpha, PLANTED.beta))
+    surface, isoflop = group.accepted("approach3"), group.accepted("approach2")
+    assert isinstance(surface, ParametricFit)
+    assert isinstance(isoflop, IsoflopFit)
+    assert surface.law.alpha == pytest.approx(PLANTED.alpha, abs=0.01)
+    assert surface.law.beta == pytest.approx(PLANTED.beta, abs=0.01)
+    assert group.estimate("approach3").a == pytest.approx(true_a, abs=0.01)
+    assert isoflop.a == pytest.approx(true_a, abs=0.03)
+    assert group.main is group.estimate("approach2")
+    assert len(isoflop.used) == 4
+
+
+def test_the_largest_budget_is_forecast_without_its_own_runs(
+    planted_sweep: Sweep, analyze_config: Config
+) -> None:
+    root = planted_sweep()
+
+    def spoil(path: Path) -> None:
+        record = json.loads(path.read_text())
+        record["val_loss"] *= 1.5
+        path.write_text(json.dumps(record))
+
+    before = analyze(analyze_config(), load_runs(root)).groups[0].held_out
+    for path in root.glob("*-1e+12-*/record.json"):
+        spoil(path)
+    after = analyze(analyze_config(), load_runs(root)).groups[0].held_out
+    assert before is not None
+    assert after is not None
+    assert [f.loss for f in before.forecasts] == [f.loss for f in after.forecasts]
+    assert after.loss == pytest.approx(1.5 * before.loss)
+    assert before.n_budgets == 3
+    assert before.forecasts[0].error == pytest.approx(0.0, abs=0.005)
+    bounds = before.forecasts[0].loss_interval
+    assert bounds is not None
+    assert bounds.low < before.loss * 1.003
+    assert bounds.high > before.loss * 0.997
+
+
+def test_seed_noise_is_the_planted_one_with_its_degrees_of_freedom(planted: Analysis) -> None:
+    noise = planted.groups[0].noise
+    assert noise is not None
+    assert noise.degrees == noise.cells == 36
+    scale = float(np.mean(planted.runs.loss))
+    # The planted sd is .002 in ln L; 36 degrees leave 12 % of error on a standard deviation.
+    assert noise.sd == pytest.approx(0.002 * scale, rel=0.4)
+
+
+def test_one_seed_states_no_seed_noise(planted_sweep: Sweep, analyze_config: Config) -> None:
+    assert analyze(analyze_config(), load_runs(planted_sweep())).groups[0].noise is None
+
+
+def test_a_planted_effect_of_depth_is_measured(
+    planted_sweep: Sweep, analyze_config: Config
+) -> None:
+    def tilt(record):  # type: ignore[no-untyped-def]
+        aspect = record.d_model / record.n_layers
+        return dataclasses.replace(
+            record, val_loss=record.val_loss * (1 + 0.01 * np.log2(aspect / 24))
+        )
+
+    root = planted_sweep(sd=0.0, change=tilt)
+    table = shape_table(analyze(analyze_config(), load_runs(root)).groups[0])
+    assert table is not None
+    found = re.search(r"by ([+-][0-9.]+)", table.note)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(1.0, abs=0.3)
+
+
+def test_other_parameter_counts_are_fitted_beside(planted: Analysis) -> None:
+    counts = {other.params: other for other in planted.groups[0].counts}
+    assert set(counts) == {"non_embedding", "no_input_embedding", "total"}
+    exponents = [other.a_isoflop for other in counts.values()]
+    assert all(a is not None for a in exponents)
+    assert len(set(exponents)) == 3
+
+
+def test_the_report_holds_its_figures_and_nothing_remote(planted: Analysis, tmp_path: Path) -> None:
+    files = write_report(planted, tmp_path / "out", ["runs=planted"])
+    page = files.html.read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)\s*=\s*[\"']?(?!data:)", page)
+    assert "url(" not in page
+    assert "@import" not in page
+    assert page.count("data:image/svg+xml;base64,") == 7
+    assert page.index('class="verdict"') < page.index("<figure")
+    assert "prefers-color-scheme:dark" in page
+    assert 'name="viewport"' in page
+    names = {path.stem for path in files.figures.glob("*.svg")}
+    assert names == {path.stem for path in files.figures.glob("*.png")}
+    assert {"isoflop", "optimum", "residuals", "surface", "backtest", "shapes"} <= names
+    text = files.markdown.read_text(encoding="utf-8")
+    for table in group_tables(planted.groups[0]):
+        assert table.title in page
+        assert f"### {table.title.split(' L =')[0].split('(')[0].strip()}" in text
+    assert not list((tmp_path / "out").glob("*.tmp"))
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.seen.add(tag)
+
+
+def test_names_in_the_data_cannot_become_html(tmp_path: Path, analyze_config: Config) -> None:
+    evil = '<script>alert(1)</script><img src=x onerror="a">'
+    rows = [
+        f"{n},{d},{PLANTED.loss(n, d)},'{evil}','{evil}'"
+        for n in (1e4, 3e4, 1e5, 3e5)
+        for d in (1e5, 1e6, 1e7)
+    ]
+    path = tmp_path / "runs.csv"
+    text = "params,tokens,loss,group,run_id\n" + "\n".join(rows).replace(evil, evil + "x")
+    path.write_text(text.replace('"', "'"), encoding="utf-8")
+    analysis = analyze(analyze_config(), load_runs(path))
+    page = write_report(analysis, tmp_path / "o", [f"runs={evil}"]).html.read_text("utf-8")
+    tags = _Tags()
+    tags.feed(page)
+    assert "script" not in tags.seen
+    assert "onerror=" not in re.sub(r"&[a-z#0-9]+;", "", page).replace("onerror=&", "") or (
+        "<img src=x" not in page
+    )
+    assert "&lt;script&gt;" in page
+
+
+def test_law_json_answers_like_the_analysis_it_came_from(planted: Analysis, tmp_path: Path) -> None:
+    files = write_report(planted, tmp_path, ["runs=planted"])
+    document = json.loads(files.law.read_text())
+    assert document["data_sha256"] == planted.runs.sha256
+    assert document["conventions"]["flops"] == "full_attention"
+    fits = {fit["name"]: fit for fit in document["groups"][0]["fits"]}
+    assert fits["approach3"]["certificate"]["gradient"] < 1e-8
+    question = dataclasses.replace(QUESTION, law=str(files.law), flops=1e13)
+    (answer,) = predict(question, find_law(question))
+    (group,) = planted.groups
+    surface = group.accepted("approach3")
+    assert isinstance(surface, ParametricFit)
+    assert answer.params == pytest.approx(float(group.cost.n_opt(surface.law, 1e13)), rel=1e-9)
+    assert answer.params_interval is not None
+    assert answer.params_interval.low < answer.params < answer.params_interval.high
+    question = dataclasses.replace(question, fit="approach2")
+    (other,) = predict(question, find_law(question))
+    isoflop = group.accepted("approach2")
+    assert isinstance(isoflop, IsoflopFit)
+    assert other.params == pytest.approx(float(isoflop.params_law.at(1e13)), rel=1e-9)
+    assert other.loss is None
+    assert any("full_attention" in note for note in answer.notes)
+
+
+def test_the_same_seed_gives_the_same_report(
+    planted_sweep: Sweep, analyze_config: Config, tmp_path: Path
+) -> None:
+    root = planted_sweep()
+    texts = []
+    for name in ("one", "two"):
+        files = write_report(analyze(analyze_config(), load_runs(root)), tmp_path / name, [])
+        texts.append([files.law.read_bytes(), files.html.read_bytes(), files.markdown.read_bytes()])
+    assert texts[0] == texts[1]
+
+
+def test_a_ladder_of_one_ratio_has_no_law(tmp_path: Path, analyze_config: Config) -> None:
+    rng = np.random.default_rng(0)
+    sizes = np.geomspace(1e7, 1e9, 8)
+    chin = LossLaw(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)
+    noisy = chin.loss(sizes, 20 * sizes) * np.exp(0.005 * rng.standard_normal(8))
+    lines = [f"{n},{20 * n},{loss}" for n, loss in zip(sizes, noisy, strict=True)]
+    path = tmp_path / "ladder.csv"
+    path.write_text("params,tokens,loss\n" + "\n".join(lines), encoding="utf-8")
+    (group,) = analyze(analyze_config(), load_runs(path)).groups
+    assert group.main is None
+    assert all("not identified" in e.reason for e in group.estimates if "approach3" in e.name)
+    assert verdict(group)[0].startswith("No law")
+
+
+def test_too_few_runs_for_any_method_are_refused(tmp_path: Path, analyze_config: Config) -> None:
+    path = tmp_path / "two.csv"
+    path.write_text("params,tokens,loss\n1e6,1e8,3\n2e6,1e8,2.9\n", encoding="utf-8")
+    with pytest.raises(FitRefusedError, match="no method fits 2 runs"):
+        analyze(analyze_config(), load_runs(path))
+
+
+def test_groups_are_never_pooled(tmp_path: Path, analyze_config: Config) -> None:
+    lines = ["params,tokens,loss,group"]
+    for name, factor in (("good", 1.0), ("bad", 1.3)):
+        for n in np.geomspace(1e4, 1e6, 5):
+            lines += [f"{n},{d},{PLANTED.loss(n, d) * factor},{name}" for d in (1e6, 1e7, 1e8)]
+    path = tmp_path / "groups.csv"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    runs = load_runs(path)
+    analysis = analyze(analyze_config(), runs)
+    floors = [g.accepted("approach3").law.E for g in analysis.groups]  # type: ignore[union-attr]
+    assert floors == pytest.approx([0.9, 1.17], rel=1e-4)
+    assert len(analyze(analyze_config(group="bad"), runs).groups) == 1
+    with pytest.raises(ConfigError, match="good, bad"):
+        analyze(analyze_config(group="worse"), runs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "params", "tokens"),
+    [
+        ({"flops": 5.76e23}, 72.25e9, 1.329e12),
+        ({"params": 72.25e9}, 72.25e9, 1.329e12),
+        ({"tokens": 1.3287e12}, 72.25e9, 1.329e12),
+        ({"gpu_hours": 5.76e23 / 3600 / 0.4 / 989e12}, 72.25e9, 1.329e12),
+        ({"loss": 1.974375}, 72.25e9, 1.329e12),
+    ],
+)
+def test_every_way_of_asking_gives_the_same_model(
+    changes: dict[str, float], params: float, tokens: float
+) -> None:
+    question = dataclasses.replace(QUESTION, **changes)  # type: ignore[arg-type]
+    found = predict(question, find_law(question))[0]
+    assert (found.params, found.tokens) == pytest.approx((params, tokens), rel=5e-3)
+
+
+def test_a_pair_of_size_and_tokens_is_priced_and_told_its_waste() -> None:
+    question = dataclasses.replace(QUESTION, params=280e9, tokens=300e9)
+    own, best = predict(question, find_law(question))
+    assert own.wasted == pytest.approx(0.503, abs=1e-3)
+    assert best.flops == own.flops
+    assert best.loss is not None
+    assert own.loss is not None
+    assert best.loss < own.loss
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "nothing asked"),
+        ({"flops": 1e20, "loss": 2.0}, "set one of"),
+        ({"flops": 1e20, "params": 1e9}, "leave out params"),
+        ({"flops": -1.0}, "flops=-1.0"),
+        ({"gpu_hours": 1.0, "mfu": 1.5}, "mfu=1.5"),
+    ],
+)
+def test_questions_without_an_answer_are_refused(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(QUESTION, **changes)  # type: ignore[arg-type]
+
+
+def test_a_law_without_losses_names_what_it_lacks() -> None:
+    question = dataclasses.replace(QUESTION, law="hoffmann_a1", loss=2.0)
+    with pytest.raises(ConfigError, match="has no loss"):
+        predict(question, find_law(question))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 9}', '{"schema": 1, "groups": [{}]}'])
+def test_a_damaged_law_file_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "law.json"
+    path.write_text(text)
+    question = dataclasses.replace(QUESTION, law=str(path), flops=1e20)
+    with pytest.raises(ConfigError, match=r"law\.json"):
+        find_law(question)
+
+
+def test_numbers_read_as_people_write_them() -> None:
+    assert [count(v) for v in (812, 1240, 72.25e9, 1.329e12, 999.9e9)] == [
+        "812", "1.24k", "72.2B", "1.33T", "1.00T",
+    ]  # fmt: skip
+    assert [flops(v) for v in (1e18, 5.76e23, 2.2e11)] == ["1e18", "5.76e23", "2.2e11"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("analyze", AnalyzeConfig), ("predict", PredictConfig)])
+def test_yaml_keys_are_the_fields(name: str, kind: type) -> None:
+    text = (ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
+    keys = re.findall(r"^([a-z_]+):", text, flags=re.MULTILINE)
+    assert keys == [field.name for field in dataclasses.fields(kind)]
+
+
+def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    script = [sys.executable, str(ROOT / "scripts" / f"{arguments[0]}.py"), *arguments[1:]]
+    return subprocess.run(script, capture_output=True, text=True, check=False)
+
+
+def test_predict_prints_72b_parameters_and_1_33t_tokens() -> None:
+    done = run_script("predict", "flops=5.76e23", "law=besiroglu")
+    assert done.returncode == 0
+    assert "72.2B parameters, 1.33T tokens" in done.stdout
+
+
+def test_analyze_writes_a_report_and_leaves_nothing_after_bad_input(tmp_path: Path) -> None:
+    path, out = tmp_path / "runs.csv", tmp_path / "out"
+    path.write_text("params,loss\n1,2\n", encoding="utf-8")
+    done = run_script("analyze", f"runs={path}", f"out={out}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert not out.exists()
+    rows = [f"{n},{d},{PLANTED.loss(n, d)}" for n in (1e4, 3e4, 1e5, 3e5) for d in (1e5, 1e6, 1e7)]
+    path.write_text("params,tokens,loss\n" + "\n".join(rows), encoding="utf-8")
+    done = run_script("analyze", f"runs={path}", f"out={out}", "bootstrap=50")
+    assert done.returncode == 0, done.stderr
+    assert "Approach 3" in done.stdout
+    assert (out / "report.html").is_file()
+    sizes = np.geomspace(1e7, 1e9, 8)
+    lines = [f"{n},{20 * n},{3 - 0.1 * np.log(n / 1e7)}" for n in sizes]
+    path.write_text("params,tokens,loss\n" + "\n".join(lines), encoding="utf-8")
+    done = run_script("analyze", f"runs={path}", f"out={tmp_path / 'refused'}", "bootstrap=50")
+    assert done.returncode == 7
+    assert "no law" in done.stderr
+
+
+def test_unknown_keys_are_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown key"):
+        build(PredictConfig, {**dataclasses.asdict(QUESTION), "flop": 1.0})
