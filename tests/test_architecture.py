@@ -111,6 +111,11 @@ for module in pkgutil.walk_packages(llmtrain.scaling.__path__, "llmtrain.scaling
 @pytest.mark.parametrize("program", [TRAIN_WITHOUT_EXTRAS, ANALYSE_WITHOUT_TORCH])
 def test_a_room_imports_without_what_it_must_not_need(program, root):
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program],
+        cwd=root,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,7 @@ QUESTION = PredictConfig(
     loss=None,
     inference_tokens=None,
     unique_tokens=None,
-    table=None,
+    table="models",
 )
 
 
@@ -281,14 +281,14 @@ def test_a_pair_of_size_and_tokens_is_priced_and_told_its_waste() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, "nothing asked"),
+        ({"table": None}, "nothing asked"),
         ({"flops": 1e20, "loss": 2.0}, "set one of"),
         ({"flops": 1e20, "params": 1e9}, "leave out params"),
         ({"flops": -1.0}, "flops=-1.0"),
         ({"gpu_hours": 1.0, "mfu": 1.5}, "mfu=1.5"),
     ],
 )
-def test_questions_without_an_answer_are_refused(changes: dict[str, float], message: str) -> None:
+def test_questions_without_an_answer_are_refused(changes: dict[str, float | None], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(QUESTION, **changes)  # type: ignore[arg-type]
 

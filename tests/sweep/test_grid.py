@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -53,7 +54,7 @@ def test_sizes_are_even_in_log_n_and_cover_both_arms(make, flops):
     assert sizes == sorted(sizes)
     assert sum(n < centre - 0.5 for n in sizes) >= 2
     assert sum(n > centre + 0.5 for n in sizes) >= 2
-    gaps = [b - a for a, b in zip(sizes, sizes[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(sizes)]
     even = 2 * math.log(6.0) / 6
     assert max(gaps) < 2.2 * even
     assert min(gaps) > 0.0
