@@ -1,35 +1,24 @@
 """One analysis: every estimator on one group of runs, its intervals, guards and back-tests."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from llmtrain.scaling.bias import GridBias
 from llmtrain.scaling.binning import assign_budgets, drop_duplicates
-from llmtrain.scaling.bootstrap import (
-    Interval,
-    LawDraws,
-    PowerDraws,
-    bootstrap_envelope,
-    bootstrap_isoflop,
-    bootstrap_parametric,
-    draw_weights,
-    interval,
-)
 from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.cost import CostModel, fit_cost
 from llmtrain.scaling.diagnose import (
+    INFLUENCE_LIMIT,
     Finding,
     check_agreement,
     check_curves,
     check_data,
     check_reach,
     check_trends,
-    refuse_exponents,
-    refuse_parametric,
 )
-from llmtrain.scaling.envelope import EnvelopeFit, fit_envelope
+from llmtrain.scaling.estimators import Estimate, Fit, estimate_all, surface_options
 from llmtrain.scaling.forecast import (
     HeldOut,
     SeedNoise,
@@ -39,48 +28,14 @@ from llmtrain.scaling.forecast import (
     parabola_residuals,
     seed_noise,
 )
-from llmtrain.scaling.isoflop import Curve, IsoflopFit, fit_isoflop, read_curves
+from llmtrain.scaling.isoflop import Curve, fit_isoflop, read_curves
 from llmtrain.scaling.law import Array
-from llmtrain.scaling.parametric import FitOptions, ParametricFit, fit_parametric
+from llmtrain.scaling.parametric import ParametricFit, fit_parametric
 from llmtrain.scaling.runs import Runs
 from llmtrain.spec.errors import ConfigError, FitRefusedError
 
-Fit = EnvelopeFit | IsoflopFit | ParametricFit
-METHODS = {
-    "approach1_hull": "Approach 1, convex hull",
-    "approach2": "Approach 2, parabolas",
-    "approach3": "Approach 3, Huber on ln L",
-    "projection": "projection, squares of L",
-    "log_squares": "surface, squares of ln L",
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Estimate:
-    """One method's answer, or why it has none."""
-
-    name: str
-    status: Literal["accepted", "refused"]
-    reason: str
-    """Why it is refused; empty for an accepted one."""
-    fit: Fit | None
-    draws: LawDraws | PowerDraws | None
-    a: float | None
-    """Exponent of N_opt in the recorded FLOPs."""
-    b: float | None
-    a_interval: Interval | None
-    b_interval: Interval | None
-    n_runs: int
-
-    @property
-    def title(self) -> str:
-        """Name for readers."""
-        return METHODS[self.name]
-
-    @property
-    def width(self) -> float:
-        """Width of the interval of a; infinite where there is none."""
-        return np.inf if self.a_interval is None else self.a_interval.high - self.a_interval.low
+COMPARED = ("approach1_hull", "approach2", "approach3", "projection")
+"""Methods that must agree; the others are variants of these."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +58,10 @@ class GroupAnalysis:
     cost: CostModel
     curves: tuple[Curve, ...]
     estimates: tuple[Estimate, ...]
+    outliers: NDArray[np.bool_]
+    """Rows of `runs` that no smooth curve explains."""
+    bias: GridBias | None
+    """Expected error of Approach 2 on this grid."""
     findings: tuple[Finding, ...]
     held_out: HeldOut | None
     steps: tuple[Step, ...]
@@ -113,6 +72,10 @@ class GroupAnalysis:
     def estimate(self, name: str) -> Estimate:
         """Return the estimate of a method."""
         return next(e for e in self.estimates if e.name == name)
+
+    def has(self, name: str) -> bool:
+        """Return whether a method was tried."""
+        return any(e.name == name for e in self.estimates)
 
     def accepted(self, name: str) -> Fit | None:
         """Return a method's fit where it was accepted."""
@@ -139,10 +102,12 @@ class GroupAnalysis:
     def main(self) -> Estimate | None:
         """The estimate the verdict is about.
 
-        Approach 2, which assumes least, where every curve has its minimum; where curves had to be
-        dropped, whichever of Approach 2 and the recommended surface knows a better.
+        Approach 2 (without outliers, where there are any), which assumes least, where every curve
+        has its minimum; where curves had to be dropped, whichever of Approach 2 and the recommended
+        surface knows a better.
         """
-        isoflop, surface = self.estimate("approach2"), self.surface
+        name = "approach2_robust" if self.has("approach2_robust") else "approach2"
+        isoflop, surface = self.estimate(name), self.surface
         if isoflop.status == "refused" or surface is None:
             return surface if isoflop.status == "refused" else isoflop
         if all(curve.used for curve in self.curves):
@@ -188,7 +153,7 @@ def analyze_group(config: AnalyzeConfig, group: str, rows: Runs) -> GroupAnalysi
     finals = drop_duplicates(rows.finals())
     finals, budgets_from = assign_budgets(finals, config.budgets, config.budget_tolerance)
     cost = fit_cost(finals.params, finals.tokens, finals.flops)
-    estimates = _estimates(config, rows, finals, cost)
+    found = estimate_all(config, rows, finals, cost)
     curves = read_curves(finals.params, finals.tokens, finals.loss, finals.budget)
     largest = float(finals.flops.max())
     target = config.target_flops or 10.0 * largest
@@ -199,7 +164,9 @@ def analyze_group(config: AnalyzeConfig, group: str, rows: Runs) -> GroupAnalysi
         budgets_from=budgets_from,
         cost=cost,
         curves=curves,
-        estimates=estimates,
+        estimates=found.methods,
+        outliers=found.outliers,
+        bias=found.bias,
         findings=(),
         held_out=hold_out_largest(finals, options, config.bootstrap, config.seed),
         steps=leave_small_budgets_out(finals, options),
@@ -208,121 +175,6 @@ def analyze_group(config: AnalyzeConfig, group: str, rows: Runs) -> GroupAnalysi
         target_flops=target,
     )
     return replace(partial, findings=tuple(_findings(partial, largest)))
-
-
-def surface_options(config: AnalyzeConfig) -> dict[str, FitOptions]:
-    """Return the loss of each surface fit."""
-    return {
-        "approach3": FitOptions(delta=config.delta, starts=config.starts),
-        "projection": FitOptions(link="linear", delta=np.inf, starts=config.starts),
-        "log_squares": FitOptions(link="log", delta=np.inf, starts=config.starts),
-    }
-
-
-def _estimates(
-    config: AnalyzeConfig, rows: Runs, finals: Runs, cost: CostModel
-) -> tuple[Estimate, ...]:
-    units = _units(config, finals)
-    weights = draw_weights(units, config.bootstrap, config.seed)
-
-    def hull() -> tuple[Fit, PowerDraws, str]:
-        columns = (rows.params, rows.tokens, _flops_of_curve(rows), rows.loss)
-        fit = fit_envelope(*columns)
-        own = draw_weights(_units(config, rows), min(config.bootstrap, 1000), config.seed)
-        draws = bootstrap_envelope(*columns, own)
-        return fit, draws, refuse_exponents(fit.a, fit.b)
-
-    def isoflop() -> tuple[Fit, PowerDraws, str]:
-        columns = (finals.params, finals.tokens, finals.loss, finals.budget)
-        fit = fit_isoflop(*columns)
-        draws = bootstrap_isoflop(
-            fit, *columns, unit=config.unit, n_draws=config.bootstrap, seed=config.seed
-        )
-        return fit, draws, ""
-
-    def surface(name: str, options: FitOptions) -> tuple[Fit, LawDraws, str]:
-        columns = (finals.params, finals.tokens, finals.loss)
-        fit = fit_parametric(*columns, options, name=name)
-        draws = bootstrap_parametric(fit, *columns, weights)
-        return fit, draws, refuse_parametric(fit, interval(draws.a, 0.8))
-
-    found = [
-        _attempt("approach1_hull", hull, cost, len(rows)),
-        _attempt("approach2", isoflop, cost, int(np.isfinite(finals.budget).sum())),
-    ]
-    for name, options in surface_options(config).items():
-        attempt = _bound(surface, name, options)
-        found.append(_attempt(name, attempt, cost, len(finals)))
-    return tuple(found)
-
-
-def _flops_of_curve(runs: Runs) -> Array:
-    """Return FLOPs, with runs that meet their budget to 0.5 % at the budget itself.
-
-    Else the envelope would begin at whichever run of the first budget is short by a few tokens.
-    """
-    close = np.abs(runs.flops / runs.budget - 1.0) < 0.005
-    return np.where(close, runs.budget, runs.flops)
-
-
-def _bound(
-    surface: Callable[[str, FitOptions], tuple[Fit, LawDraws, str]],
-    name: str,
-    options: FitOptions,
-) -> Callable[[], tuple[Fit, LawDraws, str]]:
-    return lambda: surface(name, options)
-
-
-def _units(config: AnalyzeConfig, runs: Runs) -> Array:
-    """Return a label per row: what a draw keeps together."""
-    columns = {"run": runs.run_id, "model": runs.params, "budget": runs.budget}
-    _, labels = np.unique(columns[config.unit], return_inverse=True)
-    return np.asarray(labels, dtype=np.float64)
-
-
-def _attempt(
-    name: str,
-    method: Callable[[], tuple[Fit, LawDraws | PowerDraws, str]],
-    cost: CostModel,
-    n_runs: int,
-) -> Estimate:
-    """Run a method; a refusal becomes an estimate with the reason."""
-    try:
-        fit, draws, reason = method()
-    except FitRefusedError as error:
-        return Estimate(
-            name=name,
-            status="refused",
-            reason=str(error),
-            fit=None,
-            draws=None,
-            a=None,
-            b=None,
-            a_interval=None,
-            b_interval=None,
-            n_runs=n_runs,
-        )
-    if isinstance(draws, LawDraws) and isinstance(fit, ParametricFit):
-        a_draws = cost.exponent(draws.alpha, draws.beta)
-        a = float(cost.exponent(fit.law.alpha, fit.law.beta))
-        stretch = 1.0 + cost.slope
-        b, b_draws = 1.0 - stretch * a, 1.0 - stretch * a_draws
-    else:
-        assert isinstance(draws, PowerDraws)
-        assert not isinstance(fit, ParametricFit)
-        a, b, a_draws, b_draws = fit.a, fit.b, draws.a, draws.b
-    return Estimate(
-        name=name,
-        status="refused" if reason else "accepted",
-        reason=reason,
-        fit=fit,
-        draws=draws,
-        a=a,
-        b=b,
-        a_interval=interval(a_draws),
-        b_interval=interval(b_draws),
-        n_runs=n_runs,
-    )
 
 
 def _other_counts(config: AnalyzeConfig, runs: Runs) -> tuple[OtherCount, ...]:
@@ -347,6 +199,16 @@ def _other_counts(config: AnalyzeConfig, runs: Runs) -> tuple[OtherCount, ...]:
 def _findings(group: GroupAnalysis, largest: float) -> list[Finding]:
     found = check_data(group.runs)
     found += check_curves(group.runs, group.curves)
+    if group.outliers.any():
+        names = ", ".join(map(str, group.runs.run_id[group.outliers]))
+        message = f"outliers, left out of the robust Approach 2 only: {names}"
+        found.append(Finding(level="warning", code="diverged", message=message))
+    if group.bias is not None and abs(group.bias.exponent_shift) > INFLUENCE_LIMIT:
+        message = (
+            f"the grid alone moves Approach 2's a by {group.bias.exponent_shift:+.3f}: its centre "
+            "drifts from the optimum; see the corrected row"
+        )
+        found.append(Finding(level="warning", code="grid", message=message))
     for estimate in group.estimates:
         if estimate.status == "refused":
             message = f"{estimate.title}: {estimate.reason}"
@@ -354,8 +216,8 @@ def _findings(group: GroupAnalysis, largest: float) -> list[Finding]:
     compared = []
     for estimate in group.estimates:
         if estimate.status == "accepted" and estimate.a is not None:
-            if estimate.name == "log_squares":
-                continue  # a variant of Approach 3, for the table
+            if estimate.name not in COMPARED:
+                continue
             fit = estimate.fit
             floor = fit.law.E if isinstance(fit, ParametricFit) else None
             compared.append((estimate.title, estimate.a, estimate.a_interval, floor))

@@ -164,12 +164,12 @@ def bootstrap_isoflop(
     if unit == "budget":
         picked = rng.integers(0, len(curves), size=shape)
         x = np.log([[curve.params.x, curve.tokens.x] for curve in curves])
-        return _lines(log_c[picked], x[picked, 0], x[picked, 1])
+        return draw_lines(log_c[picked], x[picked, 0], x[picked, 1])
     minima = [
         _redrawn_minima(values, loss, budget, [curve.budget for curve in curves], rng, n_draws)
         for values in (N, D)
     ]
-    return _lines(np.broadcast_to(log_c, shape), minima[0], minima[1])
+    return draw_lines(np.broadcast_to(log_c, shape), minima[0], minima[1])
 
 
 def _redrawn_minima(
@@ -203,18 +203,23 @@ def _redrawn_minima(
     return np.stack(columns, axis=1)
 
 
-def _lines(log_c: Array, log_n: Array, log_d: Array) -> PowerDraws:
-    """Fit a line per row, shapes (b, k); rows with a missing minimum or one budget only fail."""
-    centre = log_c.mean(axis=1, keepdims=True)
-    u = log_c - centre
+def draw_lines(log_c: Array, log_n: Array, log_d: Array) -> PowerDraws:
+    """Fit ln N and ln D on ln C per draw, shapes (b, k); NaN minima leave their draw's line.
+
+    A draw with fewer than three minima fails (two, where the fit itself has no more).
+    """
+    known = np.isfinite(log_n) & np.isfinite(log_d)
+    n_known = np.maximum(known.sum(axis=1), 1)
+    centre = np.where(known, log_c, 0.0).sum(axis=1) / n_known
+    u = np.where(known, log_c - centre[:, None], 0.0)
     spread = (u * u).sum(axis=1)
+    slopes, heights = [], []
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        slopes = [(u * y).sum(axis=1) / spread for y in (log_n, log_d)]
-        heights = [
-            np.exp(y.mean(axis=1) - slope * centre[:, 0])
-            for y, slope in zip((log_n, log_d), slopes, strict=True)
-        ]
-    good = (spread > 1e-9) & np.isfinite(slopes[0]) & np.isfinite(slopes[1])
+        for y in (np.where(known, log_n, 0.0), np.where(known, log_d, 0.0)):
+            slopes.append((u * y).sum(axis=1) / spread)
+            heights.append(np.exp(y.sum(axis=1) / n_known - slopes[-1] * centre))
+    enough = known.sum(axis=1) >= min(3, log_c.shape[1])
+    good = enough & (spread > 1e-9) & np.isfinite(slopes[0]) & np.isfinite(slopes[1])
     return PowerDraws(
         params_coefficient=heights[0][good],
         a=slopes[0][good],

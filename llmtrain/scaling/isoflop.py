@@ -108,13 +108,16 @@ def parabola_vertex(x: Array, loss: Array, min_sizes: int = MIN_SIZES) -> Vertex
 
 
 def local_parabola(points: int) -> ReadOut:
-    """Return a read-out by a parabola through the `points` sizes around the lowest run."""
+    """Return a read-out by a parabola through `points` sizes around the lowest run.
+
+    Near an end of the grid the window is cut, not shifted, so that it stays centred.
+    """
+    reach = points // 2
 
     def read(x: Array, loss: Array) -> Vertex:
         sizes = np.unique(x)
         best = int(np.searchsorted(sizes, x[loss.argmin()]))
-        first = min(max(0, best - points // 2), max(0, len(sizes) - points))
-        window = np.isin(x, sizes[first : first + points])
+        window = np.isin(x, sizes[max(0, best - reach) : best + reach + 1])
         return parabola_vertex(x[window], loss[window], min_sizes=min(points, MIN_SIZES))
 
     return read
@@ -150,7 +153,7 @@ def _reason(by_params: Vertex, by_tokens: Vertex, N: Array) -> str:
             return f"no minimum: curvature {vertex.coefficients[0]:.2g} in ln {axis} is not above 0"
         if vertex.status == "edge":
             where = f"sizes {N.min():.3g} to {N.max():.3g}"
-            return f"minimum at {axis} = {vertex.x:.3g} lies outside the grid ({where})"
+            return f"minimum at {axis} = {vertex.x:.3g} is not inside the grid ({where})"
     return ""
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from llmtrain import __version__
-from llmtrain.scaling.analysis import Analysis, Estimate, GroupAnalysis
+from llmtrain.scaling.analysis import Analysis, GroupAnalysis
 from llmtrain.scaling.bootstrap import LawDraws, PowerDraws, interval
 from llmtrain.scaling.cost import CostModel
 from llmtrain.scaling.envelope import EnvelopeFit
+from llmtrain.scaling.estimators import Estimate
 from llmtrain.scaling.law import LossLaw, PowerLaw
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.spec.errors import ConfigError, FitRefusedError

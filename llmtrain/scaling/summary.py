@@ -45,7 +45,7 @@ def count(value: float) -> str:
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= 0.9995 * size:
             number = value / size
-            places = max(0, 2 - int(np.floor(np.log10(number)))) if number < 1e6 else 0
+            places = 2 if number < 9.995 else 1 if number < 99.95 else 0
             return f"{number:,.{places}f}{unit}"
     return f"{value:.3g}"
 

@@ -89,7 +89,9 @@ def surface_map(group: GroupAnalysis) -> Figure | None:
     )
     C = np.geomspace(runs.flops.min(), runs.flops.max(), 50)
     n = group.cost.n_opt(law, C)
-    axis.plot(n, group.cost.tokens(C, n), color=METHOD_COLOURS[surface.name], label="optimum")
+    axis.plot(
+        n, group.cost.tokens(C, n), color=METHOD_COLOURS.get(surface.name, RED), label="optimum"
+    )
     axis.set_xlim(N[0], N[-1])
     axis.set_ylim(D[0], D[-1])
     log_axis(axis.xaxis, params_label(group), counts=True)

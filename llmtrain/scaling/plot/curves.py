@@ -6,15 +6,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llmtrain.scaling.analysis import Estimate, GroupAnalysis
+from llmtrain.scaling.analysis import GroupAnalysis
 from llmtrain.scaling.bootstrap import LawDraws, PowerDraws
 from llmtrain.scaling.envelope import EnvelopeFit
+from llmtrain.scaling.estimators import Estimate
 from llmtrain.scaling.isoflop import Curve, IsoflopFit
 from llmtrain.scaling.law import Array
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.plot.style import (
     GREY,
     METHOD_COLOURS,
+    RED,
     budget_colours,
     flops_label,
     legend_below,
@@ -89,7 +91,7 @@ def _crop(axes: list[Axes], group: GroupAnalysis) -> None:
 
 def optimum(group: GroupAnalysis) -> Figure | None:
     """Draw N_opt and D_opt against C with 90 % bands, by every accepted method."""
-    shown = [e for e in group.estimates if e.status == "accepted" and e.name != "log_squares"]
+    shown = [e for e in group.estimates if e.status == "accepted" and e.name in METHOD_COLOURS]
     if not shown:
         return None
     figure, axes = new_figure(2, 3.7)
@@ -186,13 +188,15 @@ def envelope(group: GroupAnalysis) -> Figure | None:
         axis.plot(
             C,
             group.cost.loss_opt(surface.fit.law, C),
-            color=METHOD_COLOURS[surface.name],
+            color=METHOD_COLOURS.get(surface.name, RED),
             label=f"optimum of {surface.title}",
         )
         if isinstance(surface.draws, LawDraws) and len(surface.draws.E) >= 20:
             rows = np.array([group.cost.loss_opt(law, C) for law in surface.draws.laws()])
             low, high = np.quantile(rows, [0.05, 0.95], axis=0)
-            axis.fill_between(C, low, high, color=METHOD_COLOURS[surface.name], alpha=0.15, lw=0)
+            axis.fill_between(
+                C, low, high, color=METHOD_COLOURS.get(surface.name, RED), alpha=0.15, lw=0
+            )
     log_axis(axis.xaxis, "training FLOPs C", counts=False)
     axis.set_ylabel("validation loss (nats per token)")
     axis.legend(loc="upper right")

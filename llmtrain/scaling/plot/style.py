@@ -19,7 +19,6 @@ METHOD_COLOURS = {
     "approach2": BLUE,
     "approach3": RED,
     "projection": ORANGE,
-    "log_squares": GREY,
 }
 WIDTH = 7.0
 RC: Any = {
@@ -41,7 +40,7 @@ RC: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
     "figure.dpi": 100,
-    "savefig.dpi": 200,
+    "savefig.dpi": 170,
     "svg.hashsalt": "llmtrain",
 }
 
