@@ -3,6 +3,7 @@
   python scripts/analyze.py runs=runs/NAME
   python scripts/analyze.py runs=FILE.csv            columns params, tokens, loss; flops, group, ...
   python scripts/analyze.py runs=FILE.csv 'budgets=[1e18,1e19,1e20]' bootstrap=2000 out=DIR
+  python scripts/analyze.py runs=runs/B against=runs/A/report/law.json
 
 Writes law.json, report.html, report.md and figures. Every key stands in configs/analyze.yaml.
 Exit codes: 0 a law was fitted, 2 bad input, 7 the runs identify no law.
@@ -14,11 +15,16 @@ from edge import compose, run_edge
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from llmtrain.scaling.analysis import Analysis, analyze
+from llmtrain.scaling.analysis import analyze, compare_with
+from llmtrain.scaling.check_tables import forecast_table
 from llmtrain.scaling.config import AnalyzeConfig
+from llmtrain.scaling.fit_tables import estimator_table, multiplier_table
+from llmtrain.scaling.law_file import read_side
 from llmtrain.scaling.load import load_runs
 from llmtrain.scaling.report import ReportFiles, write_report
-from llmtrain.scaling.summary import Table, estimator_table, forecast_table, verdict
+from llmtrain.scaling.results import Analysis
+from llmtrain.scaling.verdict import verdict
+from llmtrain.scaling.wording import Table
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import FitRefusedError
 
@@ -51,6 +57,9 @@ def print_analysis(console: Console, analysis: Analysis, files: ReportFiles) -> 
         for finding in group.findings:
             if finding.level == "warning":
                 console.print(f"warning: {finding.message}", markup=False)
+    multipliers = multiplier_table(analysis)
+    if multipliers is not None:
+        print_table(console, multipliers)
     n_excluded = len(analysis.runs.exclusions)
     if n_excluded:
         console.print(f"{n_excluded} runs were left out; the report gives each its reason")
@@ -63,7 +72,10 @@ def main(overrides: list[str]) -> None:
     """Load, fit, write, print; refuse last, so that what succeeded is on disk."""
     config = build(AnalyzeConfig, compose("analyze", overrides))
     source = Path(config.runs)
+    base = None if config.against is None else read_side(Path(config.against))
     analysis = analyze(config, load_runs(source))
+    if base is not None:
+        analysis = compare_with(analysis, base)
     out = default_out(source) if config.out is None else Path(config.out)
     files = write_report(analysis, out, overrides)
     console = Console(highlight=False, soft_wrap=True)

@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from llmtrain.scaling.config import PredictConfig
-from llmtrain.scaling.predict import Prediction, find_law, model_table, predict
+from llmtrain.scaling.models_table import model_table
+from llmtrain.scaling.predict import Prediction, find_law, predict
 from llmtrain.scaling.published import TABLE_LAWS
-from llmtrain.scaling.summary import count, count_span, flops, span
+from llmtrain.scaling.wording import count, count_span, flops, span
 from llmtrain.spec.build import build
 
 

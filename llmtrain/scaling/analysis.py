@@ -1,14 +1,16 @@
-"""One analysis: every estimator on one group of runs, its intervals, guards and back-tests."""
+"""One analysis: every estimator on each group of runs, with guards and back-tests."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from llmtrain.scaling.bias import GridBias
 from llmtrain.scaling.binning import assign_budgets, drop_duplicates
+from llmtrain.scaling.bootstrap import LawDraws
+from llmtrain.scaling.compare import Side, compute_multiplier
 from llmtrain.scaling.config import AnalyzeConfig
-from llmtrain.scaling.cost import CostModel, fit_cost
+from llmtrain.scaling.cost import fit_cost
+from llmtrain.scaling.design import NextRun, next_runs
 from llmtrain.scaling.diagnose import (
     INFLUENCE_LIMIT,
     Finding,
@@ -16,21 +18,21 @@ from llmtrain.scaling.diagnose import (
     check_curves,
     check_data,
     check_reach,
+    check_stability,
+    check_steps,
     check_trends,
 )
-from llmtrain.scaling.estimators import Estimate, Fit, estimate_all, surface_options
+from llmtrain.scaling.estimators import estimate_all, surface_options
 from llmtrain.scaling.forecast import (
-    HeldOut,
-    SeedNoise,
-    Step,
     hold_out_largest,
     leave_small_budgets_out,
-    parabola_residuals,
     seed_noise,
 )
-from llmtrain.scaling.isoflop import Curve, fit_isoflop, read_curves
-from llmtrain.scaling.law import Array
+from llmtrain.scaling.influence import leave_out
+from llmtrain.scaling.isoflop import fit_isoflop, read_curves
 from llmtrain.scaling.parametric import ParametricFit, fit_parametric
+from llmtrain.scaling.profile import profile_exponent
+from llmtrain.scaling.results import Analysis, GroupAnalysis, OtherCount
 from llmtrain.scaling.runs import Runs
 from llmtrain.spec.errors import ConfigError, FitRefusedError
 
@@ -38,91 +40,32 @@ COMPARED = ("approach1_hull", "approach2", "approach3", "projection")
 """Methods that must agree; the others are variants of these."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OtherCount:
-    """The exponents of the same runs under another parameter count."""
+def compare_with(analysis: Analysis, base: Side) -> Analysis:
+    """Return the analysis with its compute multipliers over `base`, at its own budgets.
 
-    params: str
-    a_isoflop: float | None
-    a_surface: float | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class GroupAnalysis:
-    """Everything about one group."""
-
-    group: str
-    runs: Runs
-    budgets_from: str
-    """How rows came to their IsoFLOP curves."""
-    cost: CostModel
-    curves: tuple[Curve, ...]
-    estimates: tuple[Estimate, ...]
-    outliers: NDArray[np.bool_]
-    """Rows of `runs` that no smooth curve explains."""
-    bias: GridBias | None
-    """Expected error of Approach 2 on this grid."""
-    findings: tuple[Finding, ...]
-    held_out: HeldOut | None
-    steps: tuple[Step, ...]
-    noise: SeedNoise | None
-    counts: tuple[OtherCount, ...]
-    target_flops: float
-
-    def estimate(self, name: str) -> Estimate:
-        """Return the estimate of a method."""
-        return next(e for e in self.estimates if e.name == name)
-
-    def has(self, name: str) -> bool:
-        """Return whether a method was tried."""
-        return any(e.name == name for e in self.estimates)
-
-    def accepted(self, name: str) -> Fit | None:
-        """Return a method's fit where it was accepted."""
-        found = self.estimate(name)
-        return found.fit if found.status == "accepted" else None
-
-    def shape_residuals(self) -> Array:
-        """Return what shape may explain: percent of loss over the surface, or over the parabolas.
-
-        The parabolas stand in where every surface is refused; NaN off the used curves.
-        """
-        runs, surface = self.runs, self.surface
-        if surface is not None and isinstance(surface.fit, ParametricFit):
-            return 100.0 * surface.fit.residuals(runs.params, runs.tokens, runs.loss)
-        return 100.0 * parabola_residuals(runs, self.curves) / runs.loss
-
-    @property
-    def surface(self) -> Estimate | None:
-        """The recommended loss surface: Approach 3, else the projection, where accepted."""
-        names = ("approach3", "projection", "log_squares")
-        return next((e for e in map(self.estimate, names) if e.status == "accepted"), None)
-
-    @property
-    def main(self) -> Estimate | None:
-        """The estimate the verdict is about.
-
-        Approach 2 (without outliers, where there are any), which assumes least, where every curve
-        has its minimum; where curves had to be dropped, whichever of Approach 2 and the recommended
-        surface knows a better.
-        """
-        name = "approach2_robust" if self.has("approach2_robust") else "approach2"
-        isoflop, surface = self.estimate(name), self.surface
-        if isoflop.status == "refused" or surface is None:
-            return surface if isoflop.status == "refused" else isoflop
-        if all(curve.used for curve in self.curves):
-            return isoflop
-        return min((isoflop, surface), key=lambda e: e.width)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Analysis:
-    """The analyses of all groups of one source."""
-
-    config: AnalyzeConfig
-    runs: Runs
-    """All rows as loaded, with what loading left out."""
-    groups: tuple[GroupAnalysis, ...]
+    Raises FitRefusedError where either sweep has no surface, or they count differently.
+    """
+    group = analysis.groups[0]
+    surface = group.surface
+    if surface is None or len(analysis.groups) > 1:
+        raise FitRefusedError("against= needs one group with an accepted surface; set group=")
+    assert isinstance(surface.fit, ParametricFit)
+    assert isinstance(surface.draws, LawDraws)
+    given = group.runs.conventions
+    own = Side(
+        name=analysis.runs.source,
+        law=surface.fit.law,
+        draws=surface.draws,
+        cost=group.cost,
+        params=given.params,
+        flops=given.flops,
+    )
+    budgets = group.runs.budgets
+    flops = (
+        budgets if len(budgets) else np.geomspace(group.runs.flops.min(), group.runs.flops.max(), 4)
+    )
+    found = compute_multiplier(base, own, np.append(flops, group.target_flops))
+    return replace(analysis, multipliers=tuple(found))
 
 
 def analyze(config: AnalyzeConfig, runs: Runs) -> Analysis:
@@ -172,9 +115,56 @@ def analyze_group(config: AnalyzeConfig, group: str, rows: Runs) -> GroupAnalysi
         steps=leave_small_budgets_out(finals, options),
         noise=seed_noise(finals),
         counts=_other_counts(config, finals),
+        left_out=(),
+        profile=None,
+        next_runs=(),
         target_flops=target,
     )
+    partial = replace(partial, **_about_surface(partial))
     return replace(partial, findings=tuple(_findings(partial, largest)))
+
+
+def _about_surface(group: GroupAnalysis) -> dict[str, Any]:
+    """Return what only an accepted surface can tell: influence, profile, next runs."""
+    surface, runs = group.surface, group.runs
+    if surface is None or not isinstance(surface.fit, ParametricFit):
+        return {}
+    fit = surface.fit
+    columns = (runs.params, runs.tokens, runs.loss)
+    squares = group.accepted("log_squares")
+    assert squares is None or isinstance(squares, ParametricFit)
+    return {
+        "left_out": leave_out(fit, runs, group.cost),
+        "profile": None if squares is None else profile_exponent(squares, *columns),
+        "next_runs": _next_runs(group, fit),
+    }
+
+
+def _next_runs(group: GroupAnalysis, fit: ParametricFit) -> tuple[NextRun, ...]:
+    """Rank cells of the sizes at hand, at their budgets and at 3 and 10 times the largest."""
+    runs, C = group.runs, group.target_flops
+    sizes = np.unique(runs.params)
+    budgets = runs.budgets if len(runs.budgets) else np.quantile(runs.flops, [0.1, 0.5, 1.0])
+    budgets = np.append(budgets, [3.0 * budgets[-1], 10.0 * budgets[-1]])
+    n, cost = (grid.ravel() for grid in np.meshgrid(sizes, budgets))
+    d = group.cost.tokens(cost, n)
+    inside = (d / n > 0.5 * (runs.tokens / runs.params).min()) & (
+        d / n < 2.0 * (runs.tokens / runs.params).max()
+    )
+    n_target = float(group.cost.n_opt(fit.law, C))
+    noise = float(np.std(fit.residuals(runs.params, runs.tokens, runs.loss)))
+    try:
+        chosen = next_runs(
+            fit.law,
+            (runs.params, runs.tokens),
+            (n_target, float(group.cost.tokens(C, n_target))),
+            (n[inside], d[inside], cost[inside]),
+            noise=noise,
+            n_runs=5,
+        )
+    except FitRefusedError:
+        return ()
+    return tuple(chosen)
 
 
 def _other_counts(config: AnalyzeConfig, runs: Runs) -> tuple[OtherCount, ...]:
@@ -213,6 +203,8 @@ def _findings(group: GroupAnalysis, largest: float) -> list[Finding]:
         if estimate.status == "refused":
             message = f"{estimate.title}: {estimate.reason}"
             found.append(Finding(level="refusal", code=estimate.name, message=message))
+    found += check_stability(group.left_out, group.held_out)
+    found += check_steps(group.steps, group.estimate("approach3").a_interval)
     compared = []
     for estimate in group.estimates:
         if estimate.status == "accepted" and estimate.a is not None:

@@ -106,13 +106,13 @@ def draw_weights(units: NDArray[np.generic], n_draws: int, seed: int) -> Array:
     return counts[:, own].astype(np.float64)
 
 
-def bootstrap_parametric(
+def refit_weights(
     fit: ParametricFit, N: Array, D: Array, loss: Array, weights: Array
-) -> LawDraws:
-    """Refit the surface with each draw's weights (b, n), from two starts each.
+) -> tuple[Array, NDArray[np.bool_]]:
+    """Refit the surface under each row of weights (b, n), from two starts each.
 
-    The rows must be those of `fit`. A draw counts as failed where neither start converges to
-    positive exponents.
+    The rows must be those of `fit`. Returns theta (b, 5) on the fit's centred axes, and which rows
+    converged to a law with positive exponents.
     """
     objective = make_objective(N, D, loss, fit.options, fit.centre)
     basis = free_directions(fit.options)
@@ -124,11 +124,16 @@ def bootstrap_parametric(
         converged = (minima.gradient <= GRADIENT_LIMIT) & (minima.theta[:, 3:] > 0).all(axis=1)
         thetas.append(minima.theta)
         values.append(np.where(converged, minima.value, np.inf))
-    first_wins = values[0] <= values[1]
-    theta = np.where(first_wins[:, None], thetas[0], thetas[1])
-    usable = np.isfinite(np.minimum(values[0], values[1]))
+    theta = np.where((values[0] <= values[1])[:, None], thetas[0], thetas[1])
     logs = np.abs(theta[:, :2] + theta[:, 3:] * np.asarray(fit.centre))
-    usable &= (logs < 600).all(axis=1)
+    return theta, np.isfinite(np.minimum(values[0], values[1])) & (logs < 600).all(axis=1)
+
+
+def bootstrap_parametric(
+    fit: ParametricFit, N: Array, D: Array, loss: Array, weights: Array
+) -> LawDraws:
+    """Return the laws of the draws; one that does not converge counts as failed."""
+    theta, usable = refit_weights(fit, N, D, loss, weights)
     theta = theta[usable]
     return LawDraws(
         E=np.exp(theta[:, 2]),
@@ -219,7 +224,9 @@ def draw_lines(log_c: Array, log_n: Array, log_d: Array) -> PowerDraws:
             slopes.append((u * y).sum(axis=1) / spread)
             heights.append(np.exp(y.sum(axis=1) / n_known - slopes[-1] * centre))
     enough = known.sum(axis=1) >= min(3, log_c.shape[1])
-    good = enough & (spread > 1e-9) & np.isfinite(slopes[0]) & np.isfinite(slopes[1])
+    good = enough & (spread > 1e-9)
+    for slope, height in zip(slopes, heights, strict=True):
+        good &= np.isfinite(slope) & np.isfinite(height) & (height > 0)
     return PowerDraws(
         params_coefficient=heights[0][good],
         a=slopes[0][good],

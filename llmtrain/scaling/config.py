@@ -36,6 +36,8 @@ class AnalyzeConfig:
     """Starting points of the surface fits: on the data's scale, or the paper's 4500."""
     target_flops: float | None
     """Budget the report predicts for; null: ten times the largest."""
+    against: str | None
+    """law.json of another sweep: how much less compute this one needs for the same loss."""
 
     def __post_init__(self) -> None:
         """Refuse what no fit can use."""

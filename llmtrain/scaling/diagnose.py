@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 
 from llmtrain.scaling.bootstrap import Interval
+from llmtrain.scaling.forecast import HeldOut, Step
+from llmtrain.scaling.influence import LeftOut
 from llmtrain.scaling.isoflop import Curve
 from llmtrain.scaling.law import Array
 from llmtrain.scaling.parametric import GRADIENT_LIMIT, ParametricFit
@@ -22,6 +24,8 @@ FLOOR_GAP = 0.3
 REACH_LIMIT = 100.0
 """Predictions this many times beyond the largest budget are extrapolation."""
 INFLUENCE_LIMIT = 0.02
+BACKTEST_LIMIT = 0.01
+"""Relative error of the held-out budget's loss that a sound law stays under."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,6 +171,42 @@ def check_trends(residuals: Array, runs: Runs) -> list[Finding]:
                 )
                 found.append(Finding(level="warning", code="trend", message=message))
     return found
+
+
+def check_stability(left_out: Sequence[LeftOut], held_out: HeldOut | None) -> list[Finding]:
+    """Warn where a few runs carry the exponent, or the back-test misses."""
+    found = []
+    for item in left_out:
+        if abs(item.shift) > INFLUENCE_LIMIT and item.n_units > 1:
+            message = f"leaving out {item.kind} {item.worst} moves a by {item.shift:+.3f}"
+            found.append(Finding(level="warning", code="influence", message=message))
+        elif abs(item.shift) > INFLUENCE_LIMIT:
+            message = f"leaving out {item.kind} moves a by {item.shift:+.3f}"
+            found.append(Finding(level="warning", code="influence", message=message))
+    best = held_out.best if held_out is not None else None
+    if best is not None and best.error is not None and abs(best.error) > BACKTEST_LIMIT:
+        message = (
+            f"the back-test misses by {100 * best.error:+.1f} % ({best.method}): losses beyond the "
+            "largest budget deserve little trust"
+        )
+        found.append(Finding(level="warning", code="backtest", message=message))
+    return found
+
+
+def check_steps(steps: Sequence[Step], bounds: Interval | None) -> list[Finding]:
+    """Warn where the exponent leaves its own interval as small budgets leave, four or more kept."""
+    trusted = [step for step in steps[: max(0, len(steps) - 1)] if step.a_surface is not None]
+    if bounds is None or len(trusted) < 2:
+        return []
+    last = trusted[-1]
+    assert last.a_surface is not None
+    if bounds.low <= last.a_surface <= bounds.high:
+        return []
+    message = (
+        f"without the {last.n_dropped} smallest budgets Approach 3's a is {last.a_surface:.3f}, "
+        f"outside its interval {bounds.low:.3f} to {bounds.high:.3f}: it drifts with scale"
+    )
+    return [Finding(level="warning", code="drift", message=message)]
 
 
 def check_reach(target: float, largest: float) -> list[Finding]:

@@ -50,6 +50,13 @@ class HeldOut:
     """N_opt from the power law through the smaller budgets."""
     forecasts: tuple[Forecast, ...]
 
+    @property
+    def best(self) -> Forecast | None:
+        """The forecast that counts: the first surface that is at no limit, else the line."""
+        usable = [f for f in self.forecasts if f.loss is not None]
+        clean = [f for f in usable if f.loss_interval is not None and not f.note]
+        return next(iter([*clean, *reversed(usable)]), None)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from llmtrain import __version__
-from llmtrain.scaling.analysis import Analysis, GroupAnalysis
 from llmtrain.scaling.bootstrap import LawDraws, PowerDraws, interval
+from llmtrain.scaling.compare import Side
 from llmtrain.scaling.cost import CostModel
 from llmtrain.scaling.envelope import EnvelopeFit
 from llmtrain.scaling.estimators import Estimate
 from llmtrain.scaling.law import LossLaw, PowerLaw
 from llmtrain.scaling.parametric import ParametricFit
+from llmtrain.scaling.results import Analysis, GroupAnalysis
 from llmtrain.spec.errors import ConfigError, FitRefusedError
 
 SCHEMA = 1
@@ -60,6 +61,7 @@ def law_document(analysis: Analysis, command: str) -> dict[str, Any]:
                 )
             ],
             "groups": [_group(group) for group in analysis.groups],
+            "multipliers": [dataclasses.asdict(item) for item in analysis.multipliers],
         }
     )
     return document
@@ -84,6 +86,11 @@ def _group(group: GroupAnalysis) -> dict[str, Any]:
         "findings": [dataclasses.asdict(finding) for finding in group.findings],
         "forecast": dataclasses.asdict(group.held_out) if group.held_out else None,
         "without_small_budgets": [dataclasses.asdict(step) for step in group.steps],
+        "left_out": [dataclasses.asdict(item) for item in group.left_out],
+        "profile_of_a": dataclasses.asdict(group.profile) if group.profile else None,
+        "next_runs": [dataclasses.asdict(run) for run in group.next_runs],
+        "grid_bias_of_a": group.bias.exponent_shift if group.bias else None,
+        "outliers": group.runs.run_id[group.outliers],
         "seed_noise": dataclasses.asdict(group.noise) if group.noise else None,
         "other_param_counts": [dataclasses.asdict(other) for other in group.counts],
     }
@@ -174,6 +181,21 @@ def read_law(path: Path, *, fit: str | None, group: str | None, surface: bool) -
         return _saved(path, document, chosen, name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"law={path} is no law.json of this version: {error!r}") from error
+
+
+def read_side(path: Path) -> Side:
+    """Return a law.json's recommended surface as one side of a comparison."""
+    saved = read_law(path, fit=None, group=None, surface=True)
+    if saved.loss_law is None or not isinstance(saved.draws, LawDraws):
+        raise FitRefusedError(f"{path} has no accepted loss surface to compare with")
+    return Side(
+        name=str(path),
+        law=saved.loss_law,
+        draws=saved.draws,
+        cost=saved.cost,
+        params=saved.params,
+        flops=saved.flops,
+    )
 
 
 def _choose_group(path: Path, groups: list[dict[str, Any]], group: str | None) -> dict[str, Any]:

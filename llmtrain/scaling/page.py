@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from llmtrain.scaling.summary import Table
+from llmtrain.scaling.wording import Table
 
 STYLE = """
 :root{--paper:#fff;--ink:#1c1e21;--soft:#5b6168;--line:#dfe3e8;--tint:#f4f6f8;--mark:#0072b2}
@@ -36,7 +36,7 @@ td:last-child{white-space:normal;min-width:9rem}
 th{color:var(--soft);font-weight:600}
 code{font:0.86rem ui-monospace,monospace;overflow-wrap:anywhere}
 """
-NARROW = ("envelope", "surface", "shapes")
+NARROW = ("envelope", "surface", "profile", "shapes")
 
 
 def render_page(title: str, where: str, body: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmtrain.scaling.analysis import Analysis, GroupAnalysis
+from llmtrain.scaling.fit_tables import multiplier_table
 from llmtrain.scaling.law_file import law_document
 from llmtrain.scaling.page import (
     figure_html,
@@ -18,7 +18,10 @@ from llmtrain.scaling.page import (
     verdict_list,
 )
 from llmtrain.scaling.plot.figures import DrawnFigure, draw_figures
-from llmtrain.scaling.summary import Table, exclusion_table, group_tables, verdict
+from llmtrain.scaling.report_tables import exclusion_table, group_tables
+from llmtrain.scaling.results import Analysis, GroupAnalysis
+from llmtrain.scaling.verdict import verdict
+from llmtrain.scaling.wording import Table
 
 FIGURES = "figures"
 
@@ -85,6 +88,9 @@ def _html(analysis: Analysis, drawn: Sequence[Sequence[DrawnFigure]], command: s
         body += [table_html(table) for table in group_tables(group)]
         body.append("<h3>Guards</h3>")
         body.append(finding_list([(f.level, f.message) for f in group.findings]))
+    compared = multiplier_table(analysis)
+    if compared is not None:
+        body.append(table_html(compared))
     body.append(heading("How this was made"))
     body.append(table_html(_exclusions(analysis)))
     body.append(table_html(Table(title="Command", header=("",), rows=((command,),))))
@@ -108,6 +114,9 @@ def _markdown(analysis: Analysis, drawn: Sequence[Sequence[DrawnFigure]], comman
         parts += [_md_table(table) for table in group_tables(group)]
         lines = [f"- **{f.level}**: {_md(f.message)}" for f in group.findings]
         parts.append("### Guards\n\n" + ("\n".join(lines) or "No guard has anything to say."))
+    compared = multiplier_table(analysis)
+    if compared is not None:
+        parts.append(_md_table(compared))
     parts.append(_md_table(_exclusions(analysis)))
     parts.append(f"### Command\n\n    {command}")
     return "\n\n".join(parts) + "\n"

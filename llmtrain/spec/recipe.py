@@ -164,7 +164,7 @@ def _powerlines(cell: Cell, batch_tokens: float) -> Hyperparameters:
 
 def _demo(cell: Cell, batch_tokens: float) -> Hyperparameters:
     return Hyperparameters(
-        peak_lr=0.016 * (32 / cell.d_model) ** 0.7,
+        peak_lr=0.012 * (32 / cell.d_model) ** 0.7,
         batch_tokens=batch_tokens,
         warmup_tokens=0.1 * cell.n_tokens,
         beta1=0.9,
@@ -199,7 +199,7 @@ RULES: dict[RecipeName, Rule] = {
         source="Bergsma et al. 2025, arXiv 2505.13738 (Power Lines), on a muP base rate",
     ),
     "demo": Rule(
-        batch_tokens=lambda cell: 2048.0,
+        batch_tokens=lambda cell: 512.0 * (cell.n_tokens / 1e6) ** 0.5,
         rest=_demo,
         valid_params=(4e3, 5e5),
         source="docs/experiments.md, measured on the demo's own sizes",

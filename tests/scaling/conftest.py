@@ -130,6 +130,7 @@ def analyze_config() -> Callable[..., AnalyzeConfig]:
         delta=1e-3,
         starts="centred",
         target_flops=None,
+        against=None,
     )
     return lambda **changes: dataclasses.replace(defaults, **changes)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmtrain.scaling.analysis import Analysis, analyze
+from llmtrain.scaling.analysis import analyze
+from llmtrain.scaling.check_tables import shape_table
 from llmtrain.scaling.config import AnalyzeConfig, PredictConfig
 from llmtrain.scaling.isoflop import IsoflopFit
 from llmtrain.scaling.law import LossLaw
@@ -23,7 +24,10 @@ from llmtrain.scaling.plot.curves import isoflop_curves
 from llmtrain.scaling.plot.style import styled, to_svg
 from llmtrain.scaling.predict import find_law, predict
 from llmtrain.scaling.report import write_report
-from llmtrain.scaling.summary import count, flops, group_tables, shape_table, verdict
+from llmtrain.scaling.report_tables import group_tables
+from llmtrain.scaling.results import Analysis
+from llmtrain.scaling.verdict import verdict
+from llmtrain.scaling.wording import count, flops
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import ConfigError, FitRefusedError
 

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from llmtrain.scaling.analysis import GroupAnalysis
+from llmtrain.scaling.bootstrap import LawDraws
 from llmtrain.scaling.forecast import HeldOut
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.plot.curves import params_label
@@ -20,6 +20,11 @@ from llmtrain.scaling.plot.style import (
     log_axis,
     new_figure,
 )
+from llmtrain.scaling.profile import profile_map
+from llmtrain.scaling.results import GroupAnalysis
+
+CHI2_TWO = {"50 %": 1.386, "90 %": 4.605, "99 %": 9.210}
+"""Points of chi-squared with two degrees of freedom."""
 
 
 def residuals(group: GroupAnalysis) -> Figure | None:
@@ -168,6 +173,51 @@ def _draw_forecasts(axis: Axes, held: HeldOut) -> None:
     axis.set_xlabel("least loss of the budget (nats per token)")
     axis.set_title(f"Budget {flops_label(held.budget)}, forecast without it")
     axis.legend(loc="lower right")
+
+
+def profile_contours(group: GroupAnalysis) -> Figure | None:
+    """Draw where alpha and beta may lie: contours of the Gaussian profile likelihood."""
+    found = group.estimate("log_squares")
+    fit, draws = found.fit, found.draws
+    if found.reason or not isinstance(fit, ParametricFit) or not isinstance(draws, LawDraws):
+        return None
+    # Five standard deviations hold the 99 % region, and leave room around it.
+    reach = (5.0 * float(np.std(draws.alpha)), 5.0 * float(np.std(draws.beta)))
+    columns = (group.runs.params, group.runs.tokens, group.runs.loss)
+    alpha, beta, ratio = profile_map(fit, columns, reach)
+    if min(reach) <= 0.0 or not (ratio < CHI2_TWO["50 %"]).any():
+        return None
+    figure, (axis,) = new_figure(1, 3.6, width=4.6)
+    filled = axis.contourf(
+        alpha,
+        beta,
+        ratio,
+        levels=[0.0, *CHI2_TWO.values()],
+        colors=["#2a78b5", "#7fb2d9", "#cfe2f1"],
+    )
+    axis.contour(
+        alpha, beta, ratio, levels=list(CHI2_TWO.values()), colors="#1b4f79", linewidths=0.7
+    )
+    axis.plot(fit.law.alpha, fit.law.beta, "+", color="white", ms=8, mew=1.6)
+    ends = np.array([alpha[0], alpha[-1]])
+    axis.plot(
+        ends,
+        ends * fit.law.beta / fit.law.alpha,
+        ls="--",
+        color=GREY,
+        lw=1.0,
+        label=f"a = {fit.law.a:.3f} at C = 6ND",
+    )
+    rows, columns_in = (np.flatnonzero((ratio <= CHI2_TWO["99 %"]).any(axis=k)) for k in (1, 0))
+    last = len(alpha) - 1
+    axis.set_xlim(alpha[max(0, columns_in[0] - 1)], alpha[min(last, columns_in[-1] + 1)])
+    axis.set_ylim(beta[max(0, rows[0] - 1)], beta[min(last, rows[-1] + 1)])
+    bar = figure.colorbar(filled, ax=axis, shrink=0.8, ticks=list(CHI2_TWO.values()))
+    bar.set_ticklabels(list(CHI2_TWO))
+    axis.set_xlabel("alpha")
+    axis.set_ylabel("beta")
+    axis.legend(loc="upper left")
+    return figure
 
 
 def shapes(group: GroupAnalysis) -> Figure | None:

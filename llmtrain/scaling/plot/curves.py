@@ -6,7 +6,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llmtrain.scaling.analysis import GroupAnalysis
 from llmtrain.scaling.bootstrap import LawDraws, PowerDraws
 from llmtrain.scaling.envelope import EnvelopeFit
 from llmtrain.scaling.estimators import Estimate
@@ -23,6 +22,7 @@ from llmtrain.scaling.plot.style import (
     log_axis,
     new_figure,
 )
+from llmtrain.scaling.results import GroupAnalysis
 
 PARAMS_LABELS = {
     "no_input_embedding": "parameters N (head counted, input embedding not)",

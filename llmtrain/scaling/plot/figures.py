@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmtrain.scaling.analysis import GroupAnalysis
 from llmtrain.scaling.plot import checks, curves
 from llmtrain.scaling.plot.style import save, styled
+from llmtrain.scaling.results import GroupAnalysis
 
 DRAWN = (
     (
@@ -43,6 +43,12 @@ DRAWN = (
         "The fitted loss surface (contours, nats per token), the runs coloured by what it leaves "
         "over, and the compute-optimal line.",
         checks.surface_map,
+    ),
+    (
+        "profile",
+        "Where alpha and beta may lie: regions of 50, 90 and 99 % by profile likelihood "
+        "(squares of ln L; E, A and B refitted at every point).",
+        checks.profile_contours,
     ),
     (
         "shapes",

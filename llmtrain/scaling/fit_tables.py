@@ -1,0 +1,155 @@
+"""Tables of what was fitted."""
+
+import numpy as np
+
+from llmtrain.scaling.bootstrap import LawDraws, interval
+from llmtrain.scaling.law import LossLaw
+from llmtrain.scaling.parametric import ParametricFit
+from llmtrain.scaling.results import Analysis, GroupAnalysis
+from llmtrain.scaling.wording import Table, count, flops, span
+
+
+def estimator_table(group: GroupAnalysis) -> Table:
+    """Return every method with its exponents and intervals."""
+    rows = []
+    for e in group.estimates:
+        known = e.a is not None and e.b is not None
+        rows.append(
+            (
+                e.title,
+                f"{e.a:.4f}" if known else "–",
+                span(e.a_interval),
+                f"{e.b:.4f}" if known else "–",
+                span(e.b_interval),
+                str(e.n_runs),
+                "accepted" if e.status == "accepted" else f"refused: {e.reason}",
+            )
+        )
+    given = group.runs.conventions
+    note = (
+        f"a: N_opt ~ C^a, b: D_opt ~ C^b, 90 % intervals. N is {given.params}, C is {given.flops}. "
+    )
+    note += (
+        "C = 6ND holds exactly."
+        if group.cost.is_exact
+        else f"C is not 6ND: C = 6ND x {group.cost.factor:.4g} N^{group.cost.slope:+.4f} over "
+        f"these runs (worst {100 * group.cost.worst:.1f} %), and the surfaces follow it."
+    )
+    return Table(
+        title="Estimators side by side",
+        header=("method", "a", "90 %", "b", "90 %", "runs", "status"),
+        rows=tuple(rows),
+        note=note,
+    )
+
+
+def surface_table(group: GroupAnalysis) -> Table | None:
+    """Return constants and certificates of the surface fits; None where none ran."""
+    rows = []
+    for e in group.estimates:
+        if not isinstance(e.fit, ParametricFit):
+            continue
+        law, proof = e.fit.law, e.fit.certificate
+        rows.append(
+            (
+                e.title,
+                *(f"{value:.5g}" for value in law.as_dict().values()),
+                f"{law.a:.4f}",
+                f"{proof.objective:.6g}",
+                f"{proof.gradient:.0e}",
+                f"{proof.agreeing}/{proof.starts}",
+                "–" if proof.next_optimum is None else f"{proof.next_optimum:.4g}",
+                f"{proof.condition:.0f}",
+                ", ".join(proof.at_bounds) or "none",
+            )
+        )
+    if not rows:
+        return None
+    return Table(
+        title="Loss surfaces L = E + A N^-alpha + B D^-beta",
+        header=(
+            "fit", "E", "A", "B", "alpha", "beta", "a (C = 6ND)", "objective (sum)", "gradient",
+            "starts agreeing", "next optimum", "condition", "at a limit",
+        ),
+        rows=tuple(rows),
+        note="Certificates: the objective is a sum over runs; the gradient is its largest "
+        "component at the optimum; condition is that of d ln L by the constants (unit columns).",
+    )  # fmt: skip
+
+
+def constants_table(group: GroupAnalysis) -> Table | None:
+    """Return the constants of the recommended surface with intervals."""
+    surface = group.surface
+    if surface is None or not isinstance(surface.draws, LawDraws):
+        return None
+    assert isinstance(surface.fit, ParametricFit)
+    law: LossLaw = surface.fit.law
+    rows = [
+        (name, f"{value:.5g}", span(interval(getattr(surface.draws, name)), ".4g"))
+        for name, value in law.as_dict().items()
+    ]
+    return Table(
+        title=f"Constants of {surface.title}",
+        header=("constant", "value", "90 %"),
+        rows=tuple(rows),
+        note=f"{surface.draws.failed} draws did not converge and are not counted.",
+    )
+
+
+def curve_table(group: GroupAnalysis) -> Table | None:
+    """Return the minima of the IsoFLOP curves."""
+    if not group.curves:
+        return None
+    rows = []
+    for c in group.curves:
+        found = np.isfinite(c.params.x)
+        rows.append(
+            (
+                flops(c.budget),
+                str(c.n_runs),
+                str(c.n_sizes),
+                count(c.params.x) if found else "–",
+                count(c.tokens.x) if np.isfinite(c.tokens.x) else "–",
+                f"{c.params.loss:.4f}" if found else "–",
+                c.reason or "used",
+            )
+        )
+    return Table(
+        title="IsoFLOP curves",
+        header=("FLOPs", "runs", "sizes", "N_opt", "D_opt", "loss at minimum", "status"),
+        rows=tuple(rows),
+        note=f"Curves: {group.budgets_from}. N_opt and D_opt are read from separate parabolas, in "
+        "ln N and in ln D.",
+    )
+
+
+def count_table(group: GroupAnalysis) -> Table | None:
+    """Return the exponents under every parameter count of the records."""
+    if not group.counts:
+        return None
+
+    def cell(value: float | None) -> str:
+        return "refused" if value is None else f"{value:.4f}"
+
+    return Table(
+        title="The same runs under other parameter counts",
+        header=("N counts", "a, Approach 2", "a, Approach 3"),
+        rows=tuple((c.params, cell(c.a_isoflop), cell(c.a_surface)) for c in group.counts),
+        note="Never compare exponents of different counts.",
+    )
+
+
+def multiplier_table(analysis: Analysis) -> Table | None:
+    """Return how much less compute this sweep needs than the one it is compared with."""
+    if not analysis.multipliers:
+        return None
+    rows = [
+        (flops(item.flops), f"{item.loss:.4f}", f"{item.value:.3f}", span(item.interval))
+        for item in analysis.multipliers
+    ]
+    return Table(
+        title=f"Compute multiplier over {analysis.config.against}",
+        header=("FLOPs of this sweep", "its loss", "the other's FLOPs over these", "90 %"),
+        rows=tuple(rows),
+        note="Above 1, this sweep needs less compute for equal loss. The last row is the target.",
+    )

@@ -1,0 +1,115 @@
+"""What an analysis found, as frozen facts that reports and figures are made from."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmtrain.scaling.bias import GridBias
+from llmtrain.scaling.compare import Multiplier
+from llmtrain.scaling.config import AnalyzeConfig
+from llmtrain.scaling.cost import CostModel
+from llmtrain.scaling.design import NextRun
+from llmtrain.scaling.diagnose import Finding
+from llmtrain.scaling.estimators import Estimate, Fit
+from llmtrain.scaling.forecast import HeldOut, SeedNoise, Step, parabola_residuals
+from llmtrain.scaling.influence import LeftOut
+from llmtrain.scaling.isoflop import Curve
+from llmtrain.scaling.law import Array
+from llmtrain.scaling.parametric import ParametricFit
+from llmtrain.scaling.profile import Profile
+from llmtrain.scaling.runs import Runs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OtherCount:
+    """The exponents of the same runs under another parameter count."""
+
+    params: str
+    a_isoflop: float | None
+    a_surface: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class GroupAnalysis:
+    """Everything about one group."""
+
+    group: str
+    runs: Runs
+    budgets_from: str
+    """How rows came to their IsoFLOP curves."""
+    cost: CostModel
+    curves: tuple[Curve, ...]
+    estimates: tuple[Estimate, ...]
+    outliers: NDArray[np.bool_]
+    """Rows of `runs` that no smooth curve explains."""
+    bias: GridBias | None
+    """Expected error of Approach 2 on this grid."""
+    findings: tuple[Finding, ...]
+    held_out: HeldOut | None
+    steps: tuple[Step, ...]
+    noise: SeedNoise | None
+    counts: tuple[OtherCount, ...]
+    left_out: tuple[LeftOut, ...]
+    """How the recommended surface's a moves when runs leave; empty without a surface."""
+    profile: Profile | None
+    """Gaussian profile likelihood of a at C = 6 N D, from the least squares of ln L."""
+    next_runs: tuple[NextRun, ...]
+    target_flops: float
+
+    def estimate(self, name: str) -> Estimate:
+        """Return the estimate of a method."""
+        return next(e for e in self.estimates if e.name == name)
+
+    def has(self, name: str) -> bool:
+        """Return whether a method was tried."""
+        return any(e.name == name for e in self.estimates)
+
+    def accepted(self, name: str) -> Fit | None:
+        """Return a method's fit where it was accepted."""
+        found = self.estimate(name)
+        return found.fit if found.status == "accepted" else None
+
+    def shape_residuals(self) -> Array:
+        """Return what shape may explain: percent of loss over the surface, or over the parabolas.
+
+        The parabolas stand in where every surface is refused; NaN off the used curves.
+        """
+        runs, surface = self.runs, self.surface
+        if surface is not None and isinstance(surface.fit, ParametricFit):
+            return 100.0 * surface.fit.residuals(runs.params, runs.tokens, runs.loss)
+        return 100.0 * parabola_residuals(runs, self.curves) / runs.loss
+
+    @property
+    def surface(self) -> Estimate | None:
+        """The recommended loss surface: Approach 3, else the projection, where accepted."""
+        names = ("approach3", "projection", "log_squares")
+        return next((e for e in map(self.estimate, names) if e.status == "accepted"), None)
+
+    @property
+    def main(self) -> Estimate | None:
+        """The estimate the verdict is about.
+
+        Approach 2 (without outliers, where there are any), which assumes least, where every curve
+        has its minimum; where curves had to be dropped, whichever of Approach 2 and the recommended
+        surface knows a better.
+        """
+        name = "approach2_robust" if self.has("approach2_robust") else "approach2"
+        isoflop, surface = self.estimate(name), self.surface
+        if isoflop.status == "refused" or surface is None:
+            return surface if isoflop.status == "refused" else isoflop
+        if all(curve.used for curve in self.curves):
+            return isoflop
+        return min((isoflop, surface), key=lambda e: e.width)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Analysis:
+    """The analyses of all groups of one source."""
+
+    config: AnalyzeConfig
+    runs: Runs
+    """All rows as loaded, with what loading left out."""
+    groups: tuple[GroupAnalysis, ...]
+    multipliers: tuple[Multiplier, ...] = ()
+    """Compute multipliers over the sweep that `against` names."""

@@ -1,0 +1,89 @@
+"""metrics.jsonl is the truth; wandb is a copy that may fail without harm."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from llmtrain.corpus.shards import open_corpus
+from llmtrain.spec.rundir import run_directory
+from llmtrain.training.loop import train
+from llmtrain.training.tracking import MetricsFile
+
+
+def test_rows_are_appended_and_cut_back_to_what_a_checkpoint_saw(tmp_path):
+    first = MetricsFile(tmp_path, length=0)
+    first.write({"step": 1, "tokens": 10})
+    kept = first.length()
+    first.write({"step": 2, "tokens": 20})
+    first.close()
+    second = MetricsFile(tmp_path, length=kept)
+    second.write({"step": 2, "tokens": 20})
+    second.write({"step": 3, "tokens": 30})
+    second.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+def test_a_row_that_is_no_number_is_refused(tmp_path):
+    metrics = MetricsFile(tmp_path, length=0)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        metrics.write({"train/loss": float("nan")})
+    metrics.close()
+
+
+def finish(make, corpus_dir, root, changes):
+    config = make({"runs_root": str(root)} | changes)
+    begin = time.monotonic()
+    record = train(config, open_corpus(corpus_dir))
+    return record, run_directory(config), time.monotonic() - begin
+
+
+def offline_records(directory):
+    """Return the records of the run's offline file, by wandb's own reader."""
+    (path,) = directory.glob("wandb/offline-run-*/run-*.wandb")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def test_an_offline_run_holds_the_same_rows(make, tiny_corpus_dir, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("CANARY_SECRET", "canary-7d1f")
+    changes = {"tracking.wandb": "auto"}
+    record, directory, _ = finish(make, tiny_corpus_dir, tmp_path, changes)
+    found = offline_records(directory)
+    history = [r["history"]["item"] for r in found if r["type"] == "history"]
+    by_step: dict[int, dict[str, float]] = {}
+    for line in (directory / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        by_step.setdefault(row["step"], {}).update(row)
+    copied = [{k: v for k, v in row.items() if not k.startswith("_")} for row in history]
+    assert copied == [pytest.approx(row) for row in by_step.values()]
+    run = next(r["run"] for r in found if r["type"] == "run")
+    assert run["run_group"] == "test"
+    assert run["job_type"] == "train"
+    assert {"w32d2", "fixed", "cosine", "tiny"} <= set(run["tags"])
+    assert run["display_name"] == directory.name.rpartition("-")[0]
+    assert by_step[record.n_steps]["val/loss"] == record.val_loss
+    assert "canary-7d1f" not in json.dumps(found)
+
+
+UNREACHABLE = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "k" * 40}
+
+
+def test_a_wandb_that_cannot_be_reached_changes_nothing(
+    make, tiny_corpus_dir, tmp_path, monkeypatch, capfd
+):
+    plain, _, _ = finish(make, tiny_corpus_dir, tmp_path / "plain", {})
+    for name, value in UNREACHABLE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("llmtrain.training.tracking.START_S", 3)
+    changes = {"tracking.wandb": "online"}
+    record, directory, seconds = finish(make, tiny_corpus_dir, tmp_path / "cut", changes)
+    assert record.val_loss == plain.val_loss
+    assert seconds < 30
+    assert "metrics.jsonl has everything" in capfd.readouterr().err
+    assert (directory / "record.json").is_file()
