@@ -50,7 +50,11 @@ def compute_multiplier(base: Side, other: Side, flops: Array) -> list[Multiplier
                 f"{base.name} counts {what} as {mine} and {other.name} as {theirs}; fit both under "
                 "one convention first"
             )
-    pairs = list(zip(base.draws.laws(), other.draws.laws(), strict=False))
+    # Draws of equal seeds would move together: one side is shuffled, so that pairs are independent.
+    laws = base.draws.laws()
+    order = np.random.default_rng(0).permutation(len(base.draws.E))
+    mine_shuffled = [laws[i] for i in order]
+    pairs = list(zip(mine_shuffled, other.draws.laws(), strict=False))
     found = []
     for C in flops:
         loss = float(other.cost.loss_opt(other.law, C))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmtrain.scaling.law import Array
 
@@ -113,16 +114,19 @@ def minimise(
 ) -> Minima:
     """Run every start (s, 5) to a stationary point; `weights` is (1, n) or (s, n).
 
-    `free` (5, k) spans the directions that may move: all five by default; tie or fix parameters by
-    leaving directions out. A row stops when its gradient is below `tolerance` or no step helps.
+    `free` (5, k) spans the directions that may move, or (s, 5, k) a basis per start: all five by
+    default; tie or fix parameters by leaving directions out. A row stops when its gradient is below
+    `tolerance` or no step helps.
     """
     basis = np.eye(5) if free is None else free
+    basis = basis[None] if basis.ndim == 2 else basis
     chunk = max(1, ROWS_AT_ONCE // max(1, objective.x.size))
     parts = []
     for first in range(0, len(starts), chunk):
         rows = slice(first, first + chunk)
         own = weights if len(weights) == 1 else weights[rows]
-        parts.append(_minimise_chunk(objective, starts[rows], own, basis, max_steps, tolerance))
+        span = basis if len(basis) == 1 else basis[rows]
+        parts.append(_minimise_chunk(objective, starts[rows], own, span, max_steps, tolerance))
     return Minima(
         theta=np.concatenate([part.theta for part in parts]),
         value=np.concatenate([part.value for part in parts]),
@@ -139,25 +143,33 @@ def _minimise_chunk(
     tolerance: float,
 ) -> Minima:
     theta = starts.copy()
-    value, gradient, hessian = objective.derivatives(theta, weights)
-    gradient, hessian = gradient @ basis, basis.T @ hessian @ basis
-    damping = np.full(len(theta), 1e-3)
+
+    def derivatives(at: Array, rows: NDArray[np.intp]) -> tuple[Array, Array, Array]:
+        own = weights if len(weights) == 1 else weights[rows]
+        span = basis if len(basis) == 1 else basis[rows]
+        value, gradient, hessian = objective.derivatives(at, own)
+        along = (gradient[:, None, :] @ span)[:, 0]
+        return value, along, span.transpose(0, 2, 1) @ hessian @ span
+
     active = np.arange(len(theta))
+    value, gradient, hessian = derivatives(theta, active)
+    damping = np.full(len(theta), 1e-3)
     for _ in range(max_steps):
         going = (np.abs(gradient[active]).max(axis=1) > tolerance) & (damping[active] < 1e12)
         active = active[going & np.isfinite(value[active])]
         if active.size == 0:
             break
-        own = weights if len(weights) == 1 else weights[active]
-        trial = theta[active] + _step(gradient[active], hessian[active], damping[active]) @ basis.T
+        span = basis if len(basis) == 1 else basis[active]
+        step = _step(gradient[active], hessian[active], damping[active])
+        trial = theta[active] + (span @ step[:, :, None])[:, :, 0]
         with np.errstate(over="ignore", invalid="ignore"):
-            new_value, new_gradient, new_hessian = objective.derivatives(trial, own)
+            new_value, new_gradient, new_hessian = derivatives(trial, active)
         better = new_value < value[active]
         rows = active[better]
         theta[rows] = trial[better]
         value[rows] = new_value[better]
-        gradient[rows] = new_gradient[better] @ basis
-        hessian[rows] = basis.T @ new_hessian[better] @ basis
+        gradient[rows] = new_gradient[better]
+        hessian[rows] = new_hessian[better]
         damping[rows] = np.maximum(damping[rows] * 0.1, 1e-14)
         damping[active[~better]] = np.maximum(damping[active[~better]] * 8.0, 1e-8)
     return Minima(theta=theta, value=value, gradient=np.abs(gradient).max(axis=1))

@@ -95,7 +95,9 @@ def fit_parametric(
     objective = make_objective(N, D, loss, options, centre)
     w = np.ones((1, len(N))) if weights is None else np.atleast_2d(weights)
     starts = make_starts(objective, options, centre, w[0])
-    minima = minimise(objective, starts, w, free=free_directions(options))
+    minima = minimise(
+        objective, starts, w, free=free_directions(options), tolerance=_tolerance(loss)
+    )
     law, best = best_law(minima, centre)
     certificate = certify(minima, best, law, N, D)
     return ParametricFit(
@@ -146,6 +148,15 @@ def jacobian_condition(law: LossLaw, N: Array, D: Array) -> float:
         return float("inf")
     values = np.linalg.svd(columns / norms, compute_uv=False)
     return float(values[0] / values[-1]) if values[-1] > 0 else float("inf")
+
+
+def _tolerance(loss: Array) -> float:
+    """Return the gradient at which a start may stop: less where the loss hardly varies.
+
+    The gradient is of second order in the signal, so that a fixed limit would stop a family whose
+    losses differ by 1e-5 long before its optimum.
+    """
+    return float(1e-11 * min(1.0, 10.0 * np.log(loss).std()) ** 2)
 
 
 def _check_enough(N: Array, D: Array) -> None:
@@ -212,7 +223,8 @@ def _projected_starts(objective: Objective, weights: Array, keep: int = 40) -> A
     alpha, beta = exponent_grid(0.02, 1.5, 32)
     grid = project(objective.x, objective.y, objective.loss, weights, alpha, beta)
     order = np.argsort(grid.squares)[:keep]
-    floor = 1e-3 * float(objective.loss.min())
+    # A term that the projection leaves out starts small, measured by what the loss varies.
+    floor = 1e-3 * float(np.ptp(objective.loss)) + 1e-12 * float(objective.loss.min())
     logs = np.log(np.maximum(grid.coefficients[order][:, [1, 2, 0]], floor))
     return np.column_stack([logs, grid.alpha[order], grid.beta[order]])
 

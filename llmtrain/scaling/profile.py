@@ -42,21 +42,17 @@ def profile_exponent(fit: ParametricFit, N: Array, D: Array, loss: Array) -> Pro
     reach = min(0.45, max(0.05, 2.0 * min(fit.law.a, 1.0 - fit.law.a)))
     values = fit.law.a + np.linspace(-reach, reach, POINTS)
     values = values[(values > 0.02) & (values < 0.98)]
-    ratios = []
-    weights = np.ones((1, len(N)))
-    for a in values:
-        slope = a / (1.0 - a)
-        basis = np.zeros((5, 4))
-        basis[:3, :3] = np.eye(3)
-        basis[3:, 3] = (1.0, slope)
-        starts = []
-        for alpha in (fit.law.alpha, fit.law.beta / slope, fit.law.gamma / a):
-            start = fit.theta.copy()
-            start[3:] = (alpha, alpha * slope)
-            starts.append(start)
-        found = minimise(objective, np.array(starts), weights, free=basis, max_steps=100)
-        ratios.append(float(found.value.min()))
-    ratio = likelihood_ratio(fit, np.array(ratios))
+    slopes = np.repeat(values / (1.0 - values), 3)
+    bases = np.zeros((len(slopes), 5, 4))
+    bases[:, :3, :3] = np.eye(3)
+    bases[:, 3, 3], bases[:, 4, 3] = 1.0, slopes
+    starts = np.repeat(fit.theta[None], len(slopes), axis=0)
+    law = fit.law
+    alphas = [(law.alpha, law.beta * (1.0 - a) / a, law.gamma / a) for a in values]
+    starts[:, 3] = np.array(alphas).ravel()
+    starts[:, 4] = starts[:, 3] * slopes
+    found = minimise(objective, starts, np.ones((1, len(N))), free=bases, max_steps=100)
+    ratio = likelihood_ratio(fit, found.value.reshape(-1, 3).min(axis=1))
     return Profile(values=values, ratio=ratio, interval=_crossings(values, ratio, fit.law.a))
 
 
@@ -79,7 +75,7 @@ def profile_map(
     fit: ParametricFit,
     runs: tuple[Array, Array, Array],
     reach: tuple[float, float],
-    points: int = 31,
+    points: int = 41,
 ) -> tuple[Array, Array, Array]:
     """Return alpha (p,), beta (p,) and the likelihood ratio (beta, alpha) on a grid around the fit.
 

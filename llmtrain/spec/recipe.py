@@ -163,8 +163,9 @@ def _powerlines(cell: Cell, batch_tokens: float) -> Hyperparameters:
 
 
 def _demo(cell: Cell, batch_tokens: float) -> Hyperparameters:
+    peak_lr = 0.0065 * (32 / cell.d_model) ** 0.9 * (cell.n_tokens / 1e6) ** -0.12
     return Hyperparameters(
-        peak_lr=0.012 * (32 / cell.d_model) ** 0.7,
+        peak_lr=peak_lr,
         batch_tokens=batch_tokens,
         warmup_tokens=0.1 * cell.n_tokens,
         beta1=0.9,
@@ -201,7 +202,7 @@ RULES: dict[RecipeName, Rule] = {
     "demo": Rule(
         batch_tokens=lambda cell: 512.0 * (cell.n_tokens / 1e6) ** 0.5,
         rest=_demo,
-        valid_params=(4e3, 5e5),
+        valid_params=(3.5e3, 2e5),
         source="docs/experiments.md, measured on the demo's own sizes",
     ),
 }

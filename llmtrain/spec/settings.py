@@ -115,6 +115,8 @@ class SweepConfig:
     """d_model of the shapes to choose from."""
     depths: tuple[int, ...]
     """n_layers of the shapes to choose from; every width meets every depth."""
+    n_heads: int | None
+    """Attention heads of every shape; null keeps model.d_head and lets their number grow."""
     aspect_min: float
     """Leave out shapes whose d_model / n_layers is smaller."""
     aspect_max: float
@@ -144,6 +146,8 @@ class SweepConfig:
         for field in ("budgets", "widths", "depths"):
             for value in getattr(self, field):
                 check_positive(f"sweep.{field}", value)
+        if self.n_heads is not None:
+            check_positive("sweep.n_heads", self.n_heads)
         for field in ("aspect_min", "aspect_max", "optimum_flops", "optimum_params"):
             check_positive(f"sweep.{field}", getattr(self, field))
         check(

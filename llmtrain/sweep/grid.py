@@ -29,6 +29,7 @@ class Cell:
         return [
             f"model.d_model={model.d_model}",
             f"model.n_layers={model.n_layers}",
+            f"model.d_head={model.d_head}",
             f"budget.flops={budget.flops!r}",
             f"seed={self.config.seed}",
             f"name={self.config.name}",
@@ -98,8 +99,12 @@ def choose_shapes(
 
 def family(sweep: SweepConfig, model: ModelConfig) -> list[ModelConfig]:
     """Return every width with every depth within the aspect bounds."""
+    d_heads = {
+        width: model.d_head if sweep.n_heads is None else width // sweep.n_heads
+        for width in sweep.widths
+    }
     return [
-        dataclasses.replace(model, d_model=width, n_layers=depth)
+        dataclasses.replace(model, d_model=width, n_layers=depth, d_head=d_heads[width])
         for width in sweep.widths
         for depth in sweep.depths
         if sweep.aspect_min <= width / depth <= sweep.aspect_max

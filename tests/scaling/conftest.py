@@ -80,8 +80,8 @@ def planted_record(
     )
 
 
-@pytest.fixture
-def planted_sweep(tmp_path: Path) -> Callable[..., Path]:
+@pytest.fixture(scope="session")
+def planted_sweep(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Write a planted sweep and return its folder; keyword `change` edits each record."""
 
     def write(
@@ -93,7 +93,7 @@ def planted_sweep(tmp_path: Path) -> Callable[..., Path]:
         change: Callable[[RunRecord], RunRecord] = lambda record: record,
     ) -> Path:
         rng = np.random.default_rng(1)
-        root = tmp_path / "planted"
+        root = tmp_path_factory.mktemp("sweep") / "planted"
         for seed in seeds:
             for budget in budgets:
                 for d_model, n_layers in SHAPES:
@@ -114,7 +114,7 @@ def planted_sweep(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def analyze_config() -> Callable[..., AnalyzeConfig]:
     """The defaults of configs/analyze.yaml with few draws, and changes by keyword."""
     defaults = AnalyzeConfig(
@@ -135,7 +135,7 @@ def analyze_config() -> Callable[..., AnalyzeConfig]:
     return lambda **changes: dataclasses.replace(defaults, **changes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def public_table() -> Callable[[str], Path]:
     """The path of a public table; the test is skipped where it is absent."""
 

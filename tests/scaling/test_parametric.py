@@ -13,6 +13,7 @@ from llmtrain.scaling.load import load_runs
 from llmtrain.scaling.newton import Link, Objective
 from llmtrain.scaling.parametric import (
     FitOptions,
+    ParametricFit,
     fit_parametric,
     fit_projection,
     jacobian_condition,
@@ -171,7 +172,7 @@ def test_the_papers_4500_starts_find_the_same_optimum(epoch: tuple[Array, ...]) 
 
 
 @pytest.mark.parametrize("fitter", FITS)
-def test_noise_free_surfaces_come_back(fitter: Callable[..., object]) -> None:
+def test_noise_free_surfaces_come_back(fitter: Callable[..., ParametricFit]) -> None:
     rng = np.random.default_rng(11)
     for _ in range(10):
         law = LossLaw(
@@ -182,14 +183,14 @@ def test_noise_free_surfaces_come_back(fitter: Callable[..., object]) -> None:
             beta=rng.uniform(0.2, 0.6),
         )
         N, D = isoflop_grid(law, np.geomspace(1e17, 1e21, 5), 8.0, 9)
-        found = fitter(N, D, law.loss(N, D)).law  # type: ignore[attr-defined]
+        found = fitter(N, D, law.loss(N, D)).law
         assert (found.alpha, found.beta) == pytest.approx((law.alpha, law.beta), abs=1e-6)
         assert constants(found) == pytest.approx(constants(law), rel=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fitter", FITS)
-def test_two_hundred_noise_free_surfaces_come_back(fitter: Callable[..., object]) -> None:
+def test_two_hundred_noise_free_surfaces_come_back(fitter: Callable[..., ParametricFit]) -> None:
     rng = np.random.default_rng(12)
     for _ in range(200):
         law = LossLaw(
@@ -200,7 +201,7 @@ def test_two_hundred_noise_free_surfaces_come_back(fitter: Callable[..., object]
             beta=rng.uniform(0.15, 0.8),
         )
         N, D = isoflop_grid(law, np.geomspace(1e17, 1e21, 5), 8.0, 9)
-        found = fitter(N, D, law.loss(N, D)).law  # type: ignore[attr-defined]
+        found = fitter(N, D, law.loss(N, D)).law
         assert (found.alpha, found.beta) == pytest.approx((law.alpha, law.beta), abs=1e-4)
 
 
@@ -280,3 +281,29 @@ def test_intervals_cover_the_planted_exponent() -> None:
         hits += bounds.low <= CHIN.a <= bounds.high
     # 40 trials of 90 %: fewer than 30 happens once in a thousand.
     assert hits >= 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        (FitOptions(link="linear", delta=np.inf), 0.95),
+        (FitOptions(delta=np.inf), 0.95),
+        # Least absolute deviations in all but name: resampling overstates their scatter a little.
+        (FitOptions(), 0.98),
+    ],
+)
+def test_nine_in_ten_of_400_intervals_cover_the_planted_exponent(
+    options: FitOptions, most: float
+) -> None:
+    N, D = isoflop_grid(CHIN, np.geomspace(1e17, 1e20, 5), 6.0, 9)
+    rng = np.random.default_rng(9)
+    hits = 0
+    for draw in range(400):
+        loss = CHIN.loss(N, D) * np.exp(0.005 * rng.standard_normal(len(N)))
+        fit = fit_parametric(N, D, loss, options)
+        weights = draw_weights(np.arange(len(N)), 300, draw)
+        bounds = interval(bootstrap_parametric(fit, N, D, loss, weights).a)
+        assert bounds is not None
+        hits += bounds.low <= CHIN.a <= bounds.high
+    assert 0.85 <= hits / 400 <= most

@@ -23,7 +23,7 @@ from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.plot.curves import isoflop_curves
 from llmtrain.scaling.plot.style import styled, to_svg
 from llmtrain.scaling.predict import find_law, predict
-from llmtrain.scaling.report import write_report
+from llmtrain.scaling.report import ReportFiles, write_report
 from llmtrain.scaling.report_tables import group_tables
 from llmtrain.scaling.results import Analysis
 from llmtrain.scaling.verdict import verdict
@@ -52,9 +52,14 @@ QUESTION = PredictConfig(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def planted(planted_sweep: Sweep, analyze_config: Config) -> Analysis:
     return analyze(analyze_config(), load_runs(planted_sweep(seeds=(0, 1))))
+
+
+@pytest.fixture(scope="module")
+def files(planted: Analysis, tmp_path_factory: pytest.TempPathFactory) -> ReportFiles:
+    return write_report(planted, tmp_path_factory.mktemp("report") / "out", ["runs=planted"])
 
 
 def test_a_planted_sweep_gives_its_law_by_every_method(planted: Analysis) -> None:
@@ -135,13 +140,14 @@ def test_other_parameter_counts_are_fitted_beside(planted: Analysis) -> None:
     assert len(set(exponents)) == 3
 
 
-def test_the_report_holds_its_figures_and_nothing_remote(planted: Analysis, tmp_path: Path) -> None:
-    files = write_report(planted, tmp_path / "out", ["runs=planted"])
+def test_the_report_holds_its_figures_and_nothing_remote(
+    planted: Analysis, files: ReportFiles
+) -> None:
     page = files.html.read_text(encoding="utf-8")
     assert set(re.findall(r'(?:src|href)="(.{5})', page)) == {"data:"}
     assert "url(" not in page
     assert "@import" not in page
-    assert page.count("data:image/svg+xml;base64,") == 7
+    assert page.count("data:image/svg+xml;base64,") == 8
     assert page.index('class="verdict"') < page.index("<figure")
     assert "prefers-color-scheme:dark" in page
     assert 'name="viewport"' in page
@@ -152,7 +158,7 @@ def test_the_report_holds_its_figures_and_nothing_remote(planted: Analysis, tmp_
     for table in group_tables(planted.groups[0]):
         assert table.title in page
         assert f"### {table.title.split(' L =')[0].split('(')[0].strip()}" in text
-    assert not list((tmp_path / "out").glob("*.tmp"))
+    assert not list(files.law.parent.glob("*.tmp"))
 
 
 class _Tags(HTMLParser):
@@ -183,8 +189,9 @@ def test_names_in_the_data_cannot_become_html(tmp_path: Path, analyze_config: Co
     assert "&lt;script&gt;" in page
 
 
-def test_law_json_answers_like_the_analysis_it_came_from(planted: Analysis, tmp_path: Path) -> None:
-    files = write_report(planted, tmp_path, ["runs=planted"])
+def test_law_json_answers_like_the_analysis_it_came_from(
+    planted: Analysis, files: ReportFiles
+) -> None:
     document = json.loads(files.law.read_text())
     assert document["data_sha256"] == planted.runs.sha256
     assert document["conventions"]["flops"] == "full_attention"

@@ -13,6 +13,7 @@ SWEEP = {
     "budgets": [1e11, 4e11],
     "widths": [8, 16, 24, 32, 48, 64, 96, 128],
     "depths": [1, 2, 3, 4],
+    "n_heads": None,
     "aspect_min": 4.0,
     "aspect_max": 64.0,
     "sizes_per_budget": 7,
