@@ -42,11 +42,8 @@ class CellFailedError(LlmtrainError):
     """One or more cells of a sweep failed; the others are done."""
 
 
-class PoolLauncher(Launcher):
-    """Runs cells in a bounded pool of warm processes, one per GPU or core times `per_device`."""
-
-    def __init__(self, per_device: int) -> None:
-        self.per_device = per_device
+class CellLauncher(Launcher):
+    """What our launchers share: every job is composed and checked before any of them runs."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -80,17 +77,27 @@ class PoolLauncher(Launcher):
         composed = loader.load_sweep_config(self.config, list(overrides))
         return build_run(plain(composed))[0]
 
-    def run_cells(
-        self, configs: Sequence[TrainConfig], costs: Sequence[float] | None = None
-    ) -> list[Outcome | None]:
+    def run_cells(self, configs: Sequence[TrainConfig]) -> list[Outcome | None]:
+        """Run the cells that have no record yet; a finished cell's outcome is None."""
+        raise NotImplementedError
+
+
+class PoolLauncher(CellLauncher):
+    """Runs cells in a bounded pool of warm processes, one per GPU or core times `per_device`."""
+
+    def __init__(self, per_device: int) -> None:
+        self.per_device = per_device
+
+    def run_cells(self, configs: Sequence[TrainConfig]) -> list[Outcome | None]:
         """Run the cells that have no record yet; a finished cell's outcome is None."""
         assert HANDS.work is not None, "the script sets HANDS.work before Hydra starts"
-        lengths = costs or [config.budget.flops or 1.0 for config in configs]
         jobs = {
             run_directory(config): Job(
-                name=run_id(config), payload={"config": dataclasses.asdict(config)}, cost=length
+                name=run_id(config),
+                payload={"config": dataclasses.asdict(config)},
+                cost=config.budget.flops or config.budget.n_tokens or 0.0,
             )
-            for config, length in zip(configs, lengths, strict=True)
+            for config in configs
         }
         to_do = {path: job for path, job in jobs.items() if not is_done(path)}
         slots = make_slots(self.per_device)

@@ -17,7 +17,7 @@ from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.settings import SweepConfig, TrainConfig, build_run
 from llmtrain.sweep.grid import Cell, Grid, plan_sweep
-from llmtrain.sweep.launcher import CellFailedError, PoolLauncher, plain
+from llmtrain.sweep.launcher import CellFailedError, CellLauncher, plain
 from llmtrain.sweep.ledger import write_sweep
 from llmtrain.sweep.pool import Outcome
 
@@ -51,7 +51,7 @@ class IsoflopSweeper(Sweeper):
             cells += [([*overrides, *cell.overrides()], cell) for cell in grid.cells]
         if not cells:
             raise ConfigError("no cell of this sweep can be trained; scripts/plan.py says why")
-        if isinstance(self.runner, PoolLauncher):
+        if isinstance(self.runner, CellLauncher):
             unique = {cell.run_id: cell for _, cell in cells}.values()
             outcomes = self.runner.run_cells([cell.config for cell in unique])
             raise_failures(outcomes)
