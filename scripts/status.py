@@ -1,6 +1,6 @@
 """Print how a sweep stands: which cells are done, running, stopped or failed, and why.
 
-  python scripts/status.py runs=runs/demo
+python scripts/status.py runs=runs/demo
 """
 
 from collections import Counter
