@@ -13,6 +13,7 @@ from llmtrain.spec.record import RunRecord
 from llmtrain.sweep.launcher import SweepWatcher
 from llmtrain.sweep.pool import Job, Outcome
 
+SAMPLE_FILE = "sample.txt"
 PLAIN_EVERY_S = 10.0  # between lines where there is no terminal
 
 
@@ -108,6 +109,10 @@ class RunConsole:
             f"({record.flops_convention}), {record.tokens_per_second / 1e3:.1f}k tok/s"
         )
         self.console.print(f"record: {directory / 'record.json'}")
+        sample = directory / SAMPLE_FILE
+        if sample.is_file():
+            text = sample.read_text(encoding="utf-8")
+            self.console.print("sample:", text.rstrip(), sep="\n", markup=False)
 
 
 class SweepConsole(SweepWatcher):

@@ -18,14 +18,17 @@ def write_sample(model: Transformer, corpus: Corpus, config: TrainConfig, direct
     """Continue the beginning of the validation text, write it to sample.txt and return it."""
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(config.seed)
-    prompt = [int(token) for token in corpus.val[:PROMPT_TOKENS]]
-    tokens = torch.tensor([prompt], device=device)
+    tokens = [int(token) for token in corpus.val[:PROMPT_TOKENS]]
+    # One shape for every step: a compiled model would compile each length anew. The padding lies
+    # behind the last token, where a causal model does not look.
+    row = torch.zeros((1, config.seq_len.seq_len), dtype=torch.long, device=device)
     model.eval()
     for _ in range(config.evaluation.sample_tokens):
-        logits = model(tokens[:, -config.seq_len.seq_len :])[:, -1].float()
-        following = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)
-        tokens = torch.cat([tokens, following], dim=1)
+        seen = tokens[-row.shape[1] :]
+        row[0, : len(seen)] = torch.tensor(seen)
+        logits = model(row)[0, len(seen) - 1].float()
+        tokens.append(int(torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)))
     model.train()
-    text = tokenizer.load(corpus.directory).decode(tokens[0].tolist())
+    text = tokenizer.load(corpus.directory).decode(tokens)
     (directory / SAMPLE_FILE).write_text(text + "\n", encoding="utf-8")
     return text

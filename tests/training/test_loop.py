@@ -224,3 +224,11 @@ def test_data_that_changed_since_are_refused(make, corpus, tmp_path):
     manifest = dataclasses.replace(corpus.manifest, text_sha256="0" * 64)
     with pytest.raises(MismatchError, match="was trained on data"):
         train(config, dataclasses.replace(corpus, manifest=manifest))
+
+
+def test_a_sample_is_written_and_continues_the_validation_text(run, corpus):
+    _, directory = run({"evaluation.sample_tokens": 50})
+    text = (directory / "sample.txt").read_text()
+    beginning = bytes(corpus.val[:32].astype("uint8")).decode()
+    assert text.startswith(beginning)
+    assert len(text) >= len(beginning) + 40

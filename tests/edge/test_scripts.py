@@ -144,8 +144,68 @@ def test_a_corrupted_corpus_is_refused_with_code_5(cli, tiny_overrides, text_fil
     assert str(target.name) in done.stderr
 
 
+CSV = "params,tokens,loss\n" + "".join(
+    f"{n},{c / 6 / n},{1.7 + 400 / n**0.34 + 410 / (c / 6 / n) ** 0.28}\n"
+    for c in (1e18, 1e19, 1e20)
+    for n in (1e8 * 1.5**i * (c / 1e18) ** 0.45 for i in range(-3, 4))
+)
+
+
+def test_a_table_of_runs_becomes_a_law_and_the_law_a_prediction(cli, tmp_path):
+    (tmp_path / "runs.csv").write_text(CSV)
+    done = cli("analyze.py", "runs=runs.csv", "out=report", "bootstrap=50")
+    assert done.returncode == 0, done.stderr
+    assert "N_opt grows as C^" in done.stdout
+    assert {"law.json", "report.md", "report.html"} <= {
+        path.name for path in (tmp_path / "report").iterdir()
+    }
+    predicted = cli("predict.py", "flops=1e21", "law=report/law.json")
+    assert predicted.returncode == 0, predicted.stderr
+    assert "1e21" in predicted.stdout
+
+
+def test_besiroglus_law_gives_the_published_model_for_gophers_budget(cli):
+    done = cli("predict.py", "flops=5.76e23", "law=besiroglu")
+    assert done.returncode == 0, done.stderr
+    assert "72.2B parameters, 1.33T tokens" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "code", "message"),
+    [
+        ("analyze.py", ["runs=absent"], 2, "absent"),
+        ("analyze.py", ["runs=bad.csv"], 2, "loss"),
+        ("analyze.py", ["runs=empty"], 2, "holds no runs"),
+        ("analyze.py", ["runs=unfinished"], 7, "is finished"),
+        ("analyze.py", ["runs=few.csv"], 7, "budgets"),
+        ("predict.py", ["flops=1e21", "law=nonesuch"], 2, "nonesuch"),
+        ("predict.py", ["flops=-1"], 2, "flops=-1"),
+        ("status.py", ["runs=absent"], 2, "does not exist"),
+        ("plan.py", ["sweep=demo", "sweep.budgets=[1e3]"], 0, "0 cells, 12 refused"),
+        ("prepare_data.py", ["data=local", "data.paths=[absent]"], 2, "absent"),
+    ],
+)
+def test_every_script_refuses_bad_input_in_one_line(
+    cli, tmp_path, script, arguments, code, message
+):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "unfinished" / "cell").mkdir(parents=True)
+    state = '{"state": "failed", "reason": "loss nan"}'
+    (tmp_path / "unfinished" / "cell" / "state.json").write_text(state)
+    (tmp_path / "bad.csv").write_text("params,tokens\n1e8,1e9\n")
+    (tmp_path / "few.csv").write_text("\n".join(CSV.splitlines()[:4]))
+    before = sorted(tmp_path.rglob("*"))
+    done = cli(script, *arguments)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    if code:
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_help_says_what_to_type(cli):
-    for script in ("train.py", "plan.py", "prepare_data.py"):
+    for script in ("train.py", "plan.py", "prepare_data.py", "analyze.py", "predict.py"):
         done = cli(script, "--help")
         assert done.returncode == 0
         assert f"python scripts/{script}" in done.stdout
