@@ -1,0 +1,80 @@
+"""What only a GPU can show: `pytest -m gpu`. Without CUDA these are not collected by default."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from llmtrain.corpus.shards import open_corpus
+from llmtrain.spec.errors import InterruptedRunError
+from llmtrain.spec.plan import plan_run
+from llmtrain.training.loop import train
+from llmtrain.training.session import Session
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+]
+CUDA = {"runtime.device": "cuda"}
+
+
+@pytest.fixture(scope="module")
+def corpus(tiny_corpus_dir):
+    return open_corpus(tiny_corpus_dir)
+
+
+def losses(make, corpus, changes, steps=20):
+    """Return the training losses of the first steps."""
+    config = make(CUDA | changes)
+    plan = plan_run(config, vocab_size=256, unique_tokens=len(corpus.train))
+    session = Session(config, plan, corpus, torch.device("cuda"))
+    found = []
+    for _ in range(steps):
+        session.train_step()
+        found.append(session.drain_losses())
+    return found
+
+
+def test_the_gpu_trains_as_the_cpu_does(make, corpus, tmp_path):
+    on_cpu = train(make({"runs_root": str(tmp_path / "cpu")}), corpus)
+    on_gpu = train(make(CUDA | {"runs_root": str(tmp_path / "gpu")}), corpus)
+    assert on_gpu.val_loss == pytest.approx(on_cpu.val_loss, rel=2e-3)
+    assert on_gpu.hardware["device"] == "cuda"
+    assert on_gpu.memory_bytes > 0
+
+
+def test_compiled_equals_eager(make, corpus):
+    eager, compiled = losses(make, corpus, {}), losses(make, corpus, {"runtime.compile": True})
+    assert compiled == pytest.approx(eager, rel=2e-3)
+
+
+def test_bfloat16_stays_near_float32(make, corpus):
+    full, half = losses(make, corpus, {}), losses(make, corpus, {"runtime.dtype": "bfloat16"})
+    assert half == pytest.approx(full, rel=2e-2)
+
+
+def test_a_steady_step_waits_for_nothing(make, corpus):
+    config = make(CUDA)
+    plan = plan_run(config, vocab_size=256, unique_tokens=len(corpus.train))
+    session = Session(config, plan, corpus, torch.device("cuda"))
+    session.train_step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            session.train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert session.drain_losses() > 0
+
+
+def test_resume_goes_on_with_the_same_losses(make, corpus, tmp_path):
+    def interrupt(progress):
+        if progress.step == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    whole = train(make(CUDA | {"runs_root": str(tmp_path / "whole")}), corpus)
+    parts = make(CUDA | {"runs_root": str(tmp_path / "parts")})
+    with pytest.raises(InterruptedRunError):
+        train(parts, corpus, on_progress=interrupt)
+    assert train(parts, corpus).val_loss == pytest.approx(whole.val_loss, rel=1e-4)
