@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from llmtrain.scaling.cost import CostModel
 from llmtrain.scaling.envelope import fit_envelope
 from llmtrain.scaling.isoflop import IsoflopFit
-from llmtrain.scaling.law import Array, LossLaw
+from llmtrain.scaling.law import LARGEST_LOG, Array, LossLaw
 from llmtrain.scaling.newton import minimise
 from llmtrain.scaling.parametric import (
     GRADIENT_LIMIT,
@@ -61,7 +61,7 @@ class LawDraws:
     def loss(self, N: Array | float, D: Array | float) -> Array:
         """Return the loss at one point per draw, or at one point for all."""
         return np.asarray(
-            self.E + self.A * np.power(N, -self.alpha) + self.B * np.power(D, -self.beta)
+            self.E + power_of(self.A, -self.alpha, N) + power_of(self.B, -self.beta, D)
         )
 
     def n_opt(self, C: float, cost: CostModel) -> Array:
@@ -81,11 +81,20 @@ class PowerDraws:
 
     def n_opt(self, C: float) -> Array:
         """Return every draw's N_opt."""
-        return np.asarray(self.params_coefficient * C**self.a)
+        return power_of(self.params_coefficient, self.a, C)
 
     def d_opt(self, C: float) -> Array:
         """Return every draw's D_opt."""
-        return np.asarray(self.tokens_coefficient * C**self.b)
+        return power_of(self.tokens_coefficient, self.b, C)
+
+
+def power_of(coefficient: Array, exponent: Array, x: Array | float) -> Array:
+    """Return coefficient * x^exponent by its logarithm, held within what a float can say.
+
+    A draw with a wild exponent is a bound of its interval at most: finite, and without a warning.
+    """
+    log_y = np.log(coefficient) + exponent * np.log(x)
+    return np.asarray(np.exp(np.clip(log_y, -LARGEST_LOG, LARGEST_LOG)))
 
 
 def interval(values: Array, coverage: float = COVERAGE) -> Interval | None:

@@ -7,6 +7,8 @@ import numpy as np
 from llmtrain.scaling.law import FLOPS_PER_PARAM_TOKEN, Array, LossLaw
 
 EXACT = 1e-6
+HALF_RANGE = 300.0
+"""Largest |ln N| returned, so that N times N is still a float."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,10 +42,11 @@ class CostModel:
     def n_opt(self, law: LossLaw, C: Array | float) -> Array:
         """Return the parameters that minimise the law's loss at C recorded FLOPs."""
         stretch = 1.0 + self.slope
-        ratio = law.alpha * law.A / (stretch * law.beta * law.B)
-        reach = np.power(np.asarray(C) / (FLOPS_PER_PARAM_TOKEN * self.factor), law.beta)
-        power = 1.0 / (law.alpha + law.beta * stretch)
-        return np.asarray(np.power(ratio * reach, power), dtype=np.float64)
+        ratio = np.log(law.alpha * law.A) - np.log(stretch * law.beta * law.B)
+        reach = law.beta * np.log(np.asarray(C) / (FLOPS_PER_PARAM_TOKEN * self.factor))
+        log_n = (ratio + reach) / (law.alpha + law.beta * stretch)
+        # Exponents near 0, as a wild draw has them, would leave the range of a float.
+        return np.asarray(np.exp(np.clip(log_n, -HALF_RANGE, HALF_RANGE)), dtype=np.float64)
 
     def loss_opt(self, law: LossLaw, C: Array | float) -> Array:
         """Return the least loss at C recorded FLOPs."""

@@ -7,8 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmtrain.spec.check import check, check_positive
+from llmtrain.spec.errors import FitRefusedError
 
 Array = NDArray[np.float64]
+LARGEST_LOG = 690.0
+"""Coefficients stay within exp(690): exp(709) is the end of a float, and products must fit too."""
 FLOPS_PER_PARAM_TOKEN = 6.0
 """C = 6 N D: two FLOPs per weight and token forward, four backward."""
 
@@ -31,11 +34,20 @@ class PowerLaw:
 
 
 def fit_power_law(x: Array, y: Array) -> PowerLaw:
-    """Return the least-squares line of ln y on ln x, shapes (n,), as a power law."""
+    """Return the least-squares line of ln y on ln x, shapes (n,), as a power law.
+
+    Raises FitRefusedError where the line is so steep that its coefficient is no float.
+    """
     log_x = np.log(x)
     centre = log_x.mean()
     slope, intercept = np.polyfit(log_x - centre, np.log(y), 1)
-    return PowerLaw(coefficient=float(np.exp(intercept - slope * centre)), exponent=float(slope))
+    log_coefficient = float(intercept - slope * centre)
+    if not abs(log_coefficient) < LARGEST_LOG:
+        raise FitRefusedError(
+            f"exponent {slope:.3g} has no finite coefficient; the points span too little compute: "
+            "add budgets"
+        )
+    return PowerLaw(coefficient=float(np.exp(log_coefficient)), exponent=float(slope))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
