@@ -89,7 +89,9 @@ class _Run:
         device = runtime.pick_device(config.runtime)
         self.energy = EnergyMeter(device)
         self.session = Session(config, plan, corpus, device)
-        state, self.warnings = load_checkpoint(directory / CHECKPOINTS, run_id=self.run_id)
+        state, passed_over = load_checkpoint(directory / CHECKPOINTS, run_id=self.run_id)
+        for line in passed_over:
+            runtime.warn(line)
         if state is not None:
             self.session.restore(state["session"])
         self.metrics = MetricsFile(directory, length=0 if state is None else state["metrics"])

@@ -128,6 +128,12 @@ def code_id() -> str:
     return f"{commit}+{hashlib.sha256(change).hexdigest()[:8]}" if change else commit
 
 
+def warn(message: str) -> None:
+    """Say on stderr what a person should know of a run that goes on all the same."""
+    with contextlib.suppress(OSError):
+        print(f"llmtrain: {message}", file=sys.stderr)  # noqa: T201 - in a worker there is no other
+
+
 class StopRequest:
     """Whether a signal has asked the run to save and leave."""
 

@@ -1,17 +1,16 @@
 """Metrics: a JSON line first, on disk; wandb gets a copy that can fail without harm."""
 
-import contextlib
 import hashlib
 import json
 import os
 import queue
-import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from llmtrain.spec.settings import TrackingConfig
+from llmtrain.training.runtime import warn
 
 METRICS_FILE = "metrics.jsonl"
 START_S = 30  # the longest that wandb may take to start, and to finish
@@ -86,14 +85,14 @@ class WandbMirror:
         self.rows.put(("end", dict(summary)))
         self.thread.join(timeout=START_S)
         if self.thread.is_alive():
-            _warn(f"did not finish within {START_S} s; metrics.jsonl has everything")
+            warn(f"wandb did not finish within {START_S} s; metrics.jsonl has everything")
 
     def _serve(self) -> None:
         try:
             self._copy()
         except Exception as error:
             first = (str(error).splitlines() or [""])[0]
-            _warn(f"stopped: {type(error).__name__}: {first}; metrics.jsonl has everything")
+            warn(f"wandb stopped: {type(error).__name__}: {first}; metrics.jsonl has everything")
 
     def _copy(self) -> None:
         import wandb  # noqa: PLC0415 - 0.35 s, and the trainer must run without it
@@ -169,8 +168,3 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = item
     return flat
-
-
-def _warn(message: str) -> None:
-    with contextlib.suppress(OSError):
-        print(f"wandb {message}", file=sys.stderr)  # noqa: T201 - there is nobody else to tell

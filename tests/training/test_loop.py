@@ -194,7 +194,7 @@ def test_divergence_is_final_and_named(run, directory):
     assert read_record(directory(wild)) is None
 
 
-def test_a_damaged_checkpoint_is_passed_over(run, directory):
+def test_a_damaged_checkpoint_is_passed_over_and_named(run, directory, capfd):
     changes = {"checkpoint.every_steps": 2, "tracking.points": 1000, "checkpoint.keep": 9}
     with pytest.raises(InterruptedRunError):
         run(changes, on_progress=Stop(7))
@@ -206,6 +206,8 @@ def test_a_damaged_checkpoint_is_passed_over(run, directory):
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
     resumed, _ = run(changes)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "step-000000007: tensors.safetensors does not match its hash; passed over" in line
     assert resumed.val_loss == whole.val_loss
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llmtrain.scaling.bootstrap import LawDraws, PowerDraws
+from llmtrain.scaling.bootstrap import LawDraws, PowerDraws, power_of
 from llmtrain.scaling.envelope import EnvelopeFit
 from llmtrain.scaling.estimators import Estimate
 from llmtrain.scaling.isoflop import Curve, IsoflopFit
@@ -160,7 +160,7 @@ def _line_and_draws(
     law = fit.params_law if which == "params" else fit.tokens_law
     scale = draws.params_coefficient if which == "params" else draws.tokens_coefficient
     power = draws.a if which == "params" else draws.b
-    return law.at(C), np.exp(np.log(scale)[:, None] + np.outer(power, np.log(C)))
+    return law.at(C), power_of(scale[:, None], power[:, None], C)
 
 
 def envelope(group: GroupAnalysis) -> Figure | None:
