@@ -137,6 +137,12 @@ class SweepConsole(SweepWatcher):
             self.bars.start()
             self.task = self.bars.add_task("sweep", total=sum(self.cost.values()), text="")
 
+    def submitted(self, job_id: str, n_cells: int, n_tasks: int, directory: Path) -> None:
+        """Say where the cells went and how to look after them."""
+        self.console.print(f"job {job_id}: {n_cells} cells for {n_tasks} tasks", markup=False)
+        self.console.print(f"how it stands: python scripts/status.py runs={directory}")
+        self.console.print(f"its logs: {directory / 'slurm'}; to stop it: scancel {job_id}")
+
     def reported(self, job: Job, progress: dict[str, Any]) -> None:
         """Move the bar."""
         self.share[job.name] = progress["share"]

@@ -4,16 +4,15 @@
   python scripts/train.py -m model=w32d2,w64d4 budget.flops=1e11,1e12
   python scripts/train.py sweep=demo
   python scripts/train.py sweep=isoflop sweep.name=NAME 'sweep.budgets=[1e15,3e15,1e16]'
+  python scripts/train.py sweep=isoflop hydra/launcher=slurm hydra.launcher.n_tasks=8
 
 Every key of configs/ can be set as key=value. A run that is finished is not run again; a run that
 was stopped goes on. Results: runs/<name>/<run_id>/record.json.
 """
 
-import functools
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import hydra
 from console import RunConsole, SweepConsole
@@ -21,36 +20,11 @@ from edge import CONFIG_DIR, check_overrides, guarded
 from omegaconf import DictConfig
 
 from llmtrain.corpus.prepare import prepare
-from llmtrain.corpus.shards import Corpus, open_corpus
-from llmtrain.spec.build import build
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.settings import TrainConfig, build_run
 from llmtrain.sweep.launcher import HANDS, plain
-from llmtrain.sweep.pool import Report
-
-
-@functools.cache
-def opened(directory: Path) -> Corpus:
-    """Return the corpus in `directory`; a worker opens it once for all its cells."""
-    return open_corpus(directory)
-
-
-def work(payload: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Do one cell in a worker: from its configuration to what the sweep shows of its record."""
-    from llmtrain.training.loop import Progress, train  # noqa: PLC0415 - the driver needs no torch
-
-    def on_progress(progress: Progress) -> None:
-        report({"share": progress.step / progress.n_steps, "loss": progress.loss})
-
-    config = build(TrainConfig, payload["config"])
-    record = train(config, opened(prepare(config.data)), on_progress=on_progress)
-    return {
-        "val_loss": record.val_loss,
-        "val_bpb": record.val_bpb,
-        "n_params": record.params["no_input_embedding"],
-        "budget": record.flops_budget,
-    }
+from llmtrain.training.worker import opened, work
 
 
 def train_one(config: TrainConfig) -> None:
@@ -80,6 +54,7 @@ def run() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to `guarded`, which makes one line of them
     HANDS.work = work
     HANDS.watcher = SweepConsole()
+    HANDS.drain = (sys.executable, str(Path(__file__).resolve().with_name("drain.py")))
     main()
 
 

@@ -28,6 +28,7 @@ DOORS = {
     "wandb": ("training.tracking", "scaling.report"),
     "pynvml": ("training.energy",),
     "rich": ("scripts",),
+    "submitit": ("sweep.slurm",),
 }
 
 

@@ -91,9 +91,9 @@ def is_held(directory: Path) -> bool:
     path = directory / "lock"
     if not path.is_file():
         return False
-    with path.open("a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with path.open(encoding="utf-8") as file:
+        try:  # shared, so that two who look do not take each other for an owner
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -23,6 +24,9 @@ class SweepWatcher(Watcher):
     def opened(self, jobs: Sequence[Job], n_done: int, n_slots: int) -> None:
         """The sweep begins: what is left, and how many cells were finished before."""
 
+    def submitted(self, job_id: str, n_cells: int, n_tasks: int, directory: Path) -> None:
+        """The sweep has been handed to a cluster, which runs it when it can."""
+
     def closed(self) -> None:
         """The sweep is over."""
 
@@ -33,6 +37,8 @@ class Hands:
 
     work: Work | None = None
     watcher: SweepWatcher = dataclasses.field(default_factory=SweepWatcher)
+    drain: tuple[str, ...] = ()
+    """The command that works off a file of cells; the file's name is added."""
 
 
 HANDS = Hands()
@@ -91,14 +97,7 @@ class PoolLauncher(CellLauncher):
     def run_cells(self, configs: Sequence[TrainConfig]) -> list[Outcome | None]:
         """Run the cells that have no record yet; a finished cell's outcome is None."""
         assert HANDS.work is not None, "the script sets HANDS.work before Hydra starts"
-        jobs = {
-            run_directory(config): Job(
-                name=run_id(config),
-                payload={"config": dataclasses.asdict(config)},
-                cost=config.budget.flops or config.budget.n_tokens or 0.0,
-            )
-            for config in configs
-        }
+        jobs = {run_directory(config): cell_job(config) for config in configs}
         to_do = {path: job for path, job in jobs.items() if not is_done(path)}
         slots = make_slots(self.per_device)
         watcher = HANDS.watcher
@@ -109,6 +108,15 @@ class PoolLauncher(CellLauncher):
             watcher.closed()
         by_path = dict(zip(to_do, outcomes, strict=True))
         return [by_path.get(run_directory(config)) for config in configs]
+
+
+def cell_job(config: TrainConfig) -> Job:
+    """Return the job that trains one cell."""
+    return Job(
+        name=run_id(config),
+        payload={"config": dataclasses.asdict(config)},
+        cost=config.budget.flops or config.budget.n_tokens or 0.0,
+    )
 
 
 def plain(composed: DictConfig) -> dict[str, object]:

@@ -1,3 +1,4 @@
+import fcntl
 import multiprocessing
 import os
 
@@ -19,6 +20,14 @@ def test_a_held_directory_is_refused_with_its_owner(tmp_path):
         with pytest.raises(RunLockedError, match=f"in use by process {os.getpid()} on"):
             rundir.hold(tmp_path).__enter__()
     assert not rundir.is_held(tmp_path)
+
+
+def test_two_who_look_do_not_take_each_other_for_an_owner(tmp_path):
+    with rundir.hold(tmp_path):
+        pass
+    with (tmp_path / "lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert not rundir.is_held(tmp_path)
 
 
 def test_a_dead_holder_does_not_block(tmp_path):

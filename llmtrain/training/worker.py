@@ -1,0 +1,37 @@
+"""One cell in a worker process: from its configuration to what a sweep shows of its record."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llmtrain.corpus.prepare import prepare
+from llmtrain.corpus.shards import Corpus, open_corpus
+from llmtrain.spec.build import build
+from llmtrain.spec.settings import TrainConfig
+
+
+@functools.cache
+def opened(directory: Path) -> Corpus:
+    """Return the corpus in `directory`; a worker opens it once for all its cells."""
+    return open_corpus(directory)
+
+
+def work(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Train the cell in payload["config"], or read its record where it is there already.
+
+    Importable by name, so that a process on another machine can be told to do the same.
+    """
+    from llmtrain.training.loop import Progress, train  # noqa: PLC0415 - the driver needs no torch
+
+    def on_progress(progress: Progress) -> None:
+        report({"share": progress.step / progress.n_steps, "loss": progress.loss})
+
+    config = build(TrainConfig, payload["config"])
+    record = train(config, opened(prepare(config.data)), on_progress=on_progress)
+    return {
+        "val_loss": record.val_loss,
+        "val_bpb": record.val_bpb,
+        "n_params": record.params["no_input_embedding"],
+        "budget": record.flops_budget,
+    }

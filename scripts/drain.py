@@ -1,0 +1,44 @@
+"""Work off a file of cells together with every other process that does so on the same folder.
+
+  python scripts/drain.py cells=runs/NAME/cells-1a2b3c4d.json
+
+The tasks of hydra/launcher=slurm run this; by hand it joins any machine that shares the folder,
+started where the sweep was. Keys: cells (required), per_device=1 (workers per GPU or core),
+max_requeues=0 (how often a task that was stopped asks SLURM to start it again).
+"""
+
+from pathlib import Path
+
+from console import SweepConsole
+from edge import check_overrides, run_edge
+
+from llmtrain.spec.errors import ConfigError, InterruptedRunError
+from llmtrain.sweep.drain import drain, read_cells
+from llmtrain.sweep.slurm import may_requeue, requeue, task_slots
+from llmtrain.sweep.sweeper import raise_failures
+from llmtrain.training.worker import work
+
+
+def main(overrides: list[str]) -> None:
+    """Read the cells, train those that nobody else does, and go back to the queue if stopped."""
+    check_overrides(overrides)
+    given = {"per_device": "1", "max_requeues": "0"}
+    given |= dict(override.split("=", 1) for override in overrides)
+    if set(given) != {"cells", "per_device", "max_requeues"}:
+        raise ConfigError("drain.py takes cells=FILE, per_device=NUMBER and max_requeues=NUMBER")
+    try:
+        per_device, max_requeues = int(given["per_device"]), int(given["max_requeues"])
+    except ValueError as error:
+        raise ConfigError(f"per_device and max_requeues are whole numbers: {error}") from error
+    configs = read_cells(Path(given["cells"]))
+    try:
+        raise_failures(drain(configs, work, task_slots(per_device), SweepConsole()))
+    except InterruptedRunError:
+        if may_requeue(max_requeues):
+            print("saved; SLURM is asked to start this task again", flush=True)
+            requeue()
+        raise
+
+
+if __name__ == "__main__":
+    run_edge(main)

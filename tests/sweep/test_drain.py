@@ -1,0 +1,189 @@
+"""Processes that drain one file of cells together, as the tasks of a SLURM array do."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from llmtrain.corpus.shards import open_corpus
+from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.rundir import hold, read_state, run_directory, write_state
+from llmtrain.sweep import slurm
+from llmtrain.sweep.drain import read_cells, reopen, write_cells
+from llmtrain.training.loop import train
+
+LONG = 102_400  # tokens: long enough to be stopped on the way
+
+
+@pytest.fixture
+def cell(make, text_files, tiny_corpus_dir, tmp_path):
+    """Return a function that makes a cell of a sweep in this test's folder."""
+
+    def make_cell(seed: int, **changes):
+        data = {"data.paths": [str(text_files)], "data.root": str(tiny_corpus_dir.parent)}
+        return make({"seed": seed, "runs_root": str(tmp_path / "runs")} | data | changes)
+
+    return make_cell
+
+
+@pytest.fixture
+def start(root, tmp_path):
+    """Return a function that starts a drain with one worker, in a process group of its own."""
+    started = []
+
+    def run(cells, task=0):
+        one_core = {"SLURM_CPUS_PER_TASK": "1", "SLURM_ARRAY_TASK_ID": str(task)}
+        process = subprocess.Popen(
+            [sys.executable, str(root / "scripts/drain.py"), f"cells={cells}"],
+            cwd=tmp_path,
+            env=os.environ | one_core,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def finish(process):
+    out, error = process.communicate(timeout=120)
+    return process.returncode, out, error
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def in_training(config):
+    path = run_directory(config) / "metrics.jsonl"
+    return path.is_file() and path.stat().st_size > 0
+
+
+def loss(config):
+    return json.loads((run_directory(config) / "record.json").read_text())["val_loss"]
+
+
+def test_two_drains_train_no_cell_twice_and_a_failing_cell_stops_none(cell, start):
+    good = [cell(seed, **{"budget.n_tokens": 10_240}) for seed in range(5)]
+    bad = cell(9, **{"recipe.peak_lr": 1e30, "budget.n_tokens": 20_480})  # longest: taken first
+    path = write_cells([*good, bad])
+    results = [finish(process) for process in [start(path, 0), start(path, 1)]]
+    output = "".join(out for _, out, _ in results)
+    trained = re.findall(r"^\[\d/\d\] (\S+)  N", output, re.MULTILINE)
+    assert sorted(trained) == sorted(run_directory(config).name for config in good), results
+    assert len(re.findall(rf"{run_directory(bad).name}  FAILED: loss", output)) == 1
+    assert sorted(code for code, _, _ in results) == [0, 1]  # who met the failure says so
+    state, reason = read_state(run_directory(bad))
+    assert state == "failed"
+    assert "lower recipe.lr_multiplier" in reason
+
+    code, out, _ = finish(start(path))
+    assert (code, out.count("FAILED")) == (0, 0)  # left alone until the sweep is submitted again
+    reopen(read_cells(path))
+    assert finish(start(path))[1].count("FAILED") == 1
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_the_group_saves_and_the_next_drain_ends_with_the_same_loss(
+    number, cell, start, tmp_path, tiny_corpus_dir
+):
+    config = cell(0, **{"budget.n_tokens": LONG})
+    path = write_cells([config])
+    process = start(path)
+    wait_for(lambda: in_training(config))
+    os.killpg(process.pid, number)
+    code, _, error = finish(process)
+    assert code == 75, error
+    assert "Traceback" not in error
+    assert read_state(run_directory(config))[0] == "stopped"
+    assert list((run_directory(config) / "checkpoints").glob("step-*"))
+    assert finish(start(path))[0] == 0
+    whole = cell(0, **{"budget.n_tokens": LONG, "runs_root": str(tmp_path / "whole")})
+    assert loss(config) == train(whole, open_corpus(tiny_corpus_dir)).val_loss
+
+
+def test_a_cell_whose_worker_is_killed_is_failed_and_the_next_one_runs(cell, start):
+    killed = cell(0, **{"budget.n_tokens": LONG})
+    other = cell(1)
+    process = start(write_cells([killed, other]))
+    wait_for(lambda: in_training(killed))
+    (worker,) = re.findall(r"process (\d+)", (run_directory(killed) / "lock").read_text())
+    os.kill(int(worker), signal.SIGKILL)
+    code, _, error = finish(process)
+    assert code == 1, error
+    assert read_state(run_directory(killed)) == ("failed", "the worker was killed by SIGKILL")
+    assert loss(other) > 0
+
+
+def test_a_held_cell_is_left_to_its_holder(cell, start):
+    held, free = cell(0), cell(1)
+    with hold(run_directory(held)):
+        code, out, error = finish(start(write_cells([held, free])))
+    assert code == 0, error
+    assert run_directory(held).name not in out
+    assert loss(free) > 0
+    assert not (run_directory(held) / "record.json").exists()
+
+
+def test_a_file_of_cells_comes_back_as_it_was_and_is_named_by_its_cells(cell):
+    cells = [cell(seed) for seed in range(3)]
+    path = write_cells(cells)
+    assert read_cells(path) == cells
+    assert write_cells(cells[::-1]) == path
+    assert write_cells(cells[:2]) != path
+    path.write_text("[]", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is no file of cells"):
+        read_cells(path)
+
+
+def test_only_failed_cells_are_reopened(cell):
+    failed, stopped = cell(0), cell(1)
+    for config, state in ((failed, "failed"), (stopped, "stopped")):
+        run_directory(config).mkdir(parents=True)
+        write_state(run_directory(config), state, "why")
+    reopen([failed, stopped])
+    assert read_state(run_directory(failed)) == ("planned", None)
+    assert read_state(run_directory(stopped)) == ("stopped", "why")
+
+
+def test_tasks_that_slurm_does_not_bind_share_out_the_cores(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
+    taken = []
+    for task in range(4):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
+        taken += [slot.cores for slot in slurm.task_slots(per_device=1)]
+    assert sorted(taken) == [(core,) for core in range(8)]
+
+
+def test_without_submitit_or_slurm_the_launcher_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"no SLURM here: .*; use hydra/launcher=pool"):
+        slurm.make_executor(tmp_path)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ConfigError, match=r"pip install 'llmtrain\[slurm\]'"):
+        slurm.make_executor(tmp_path)
