@@ -199,6 +199,7 @@ def joined(config: RuntimeConfig) -> Iterator[Team]:
             dist.destroy_process_group()
         raise
     if ours:
+        team.highest(0)
         dist.destroy_process_group()
 
 

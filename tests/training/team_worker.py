@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import sys
-import warnings
 from pathlib import Path
 
 import torch.distributed as dist
@@ -19,8 +18,6 @@ from llmtrain.spec.errors import LlmtrainError
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.training.loop import train
 
-for kind in (UserWarning, FutureWarning):  # torch.compile deprecates things in itself
-    warnings.simplefilter("error", kind)
 RANK = int(os.environ["RANK"])
 
 
@@ -41,6 +38,7 @@ def main() -> None:
         except LlmtrainError as error:
             notes.append((error.exit_code, str(error)))
     (Path(task["out"]) / f"{RANK}.json").write_text(json.dumps(notes))
+    dist.barrier()
     dist.destroy_process_group()
 
 

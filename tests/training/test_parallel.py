@@ -91,7 +91,7 @@ def team(tiny_corpus_dir, started):
         worker = str(Path(__file__).with_name("team_worker.py"))
         process = started([*TORCHRUN, worker, str(folder / "task.json")], folder)
         _, error = process.communicate(timeout=100)
-        assert process.returncode == 0, error[-3000:]
+        assert process.returncode == 0, error[-5000:]
         return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
     return go
