@@ -1,5 +1,6 @@
 """The edge that every script shares: Hydra composes, errors become one line and an exit code."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -76,14 +77,20 @@ def guarded(action: Callable[[], int | None]) -> int:
     try:
         return action() or 0
     except LlmtrainError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        _complain(f"{program}: {error}")
         return error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"{program}: {one_line(error)}", file=sys.stderr)
+        _complain(f"{program}: {one_line(error)}")
         return ConfigError.exit_code
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; run the same command to go on", file=sys.stderr)
+        _complain(f"{program}: interrupted; run the same command to go on")
         return 75
+
+
+def _complain(line: str) -> None:
+    """Print a line on stderr, once per machine: torchrun's processes all fail alike."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 def _short(text: str, limit: int = 120) -> str:

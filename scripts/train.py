@@ -5,6 +5,7 @@
   python scripts/train.py sweep=demo
   python scripts/train.py sweep=isoflop sweep.name=NAME 'sweep.budgets=[1e15,3e15,1e16]'
   python scripts/train.py sweep=isoflop hydra/launcher=slurm hydra.launcher.n_tasks=8
+  torchrun --standalone --nproc-per-node 2 scripts/train.py runtime=gpu runtime.parallel=ddp
 
 Every key of configs/ can be set as key=value. A run that is finished is not run again; a run that
 was stopped goes on. Results: runs/<name>/<run_id>/record.json.
@@ -20,6 +21,7 @@ from edge import CONFIG_DIR, check_overrides, guarded
 from omegaconf import DictConfig
 
 from llmtrain.corpus.prepare import prepare
+from llmtrain.spec.placement import placement
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.settings import TrainConfig, build_run
@@ -31,11 +33,13 @@ def train_one(config: TrainConfig) -> None:
     """Train one run in this process and print its result."""
     from llmtrain.training.loop import train  # noqa: PLC0415 - 1.4 s, after the config is checked
 
+    leads = placement(config.runtime.parallel).rank == 0
     plan_run(config, vocab_size=config.data.vocab_size, unique_tokens=None)  # before any file
     corpus = opened(prepare(config.data))
-    with RunConsole(enabled=config.tracking.progress) as console:
+    with RunConsole(enabled=config.tracking.progress and leads) as console:
         record = train(config, corpus, on_progress=console.show)
-    console.result(record, run_directory(config))
+    if leads:
+        console.result(record, run_directory(config))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")

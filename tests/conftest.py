@@ -100,6 +100,7 @@ RAW: dict[str, Any] = {
         "micro_batch_tokens": None,
         "activation_checkpointing": False,
         "peak_tflops": None,
+        "parallel": "none",
     },
     "checkpoint": {"every_s": 3600.0, "every_steps": None, "keep": 2},
     "tracking": {
@@ -127,7 +128,7 @@ def make_config(changes: dict[str, Any] | None = None) -> TrainConfig:
     return build_run(raw)[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make() -> Callable[..., TrainConfig]:
     """The function that builds a tiny run: 20 steps, a fraction of a second."""
     return make_config

@@ -79,12 +79,13 @@ class RunRecord:
     mfu: float | None
     """Model FLOPs (full_attention) over time and peak; null where no peak is known."""
     memory_bytes: int
-    """Peak memory: of the device on a GPU, resident of the process on a CPU."""
+    """Peak memory, all devices together: allocated on a GPU, resident of the process on a CPU."""
     energy_j: float | None
     """Joules, null where nothing measures or estimates them."""
     energy_source: str
     """nvml, rapl, estimated or none."""
     hardware: dict[str, str]
+    """Of one device, and how many there were: n_devices."""
     versions: dict[str, str]
     metrics_sha256: str
     """Hash of metrics.jsonl."""

@@ -54,6 +54,8 @@ class RuntimeConfig:
     """Recompute activations in the backward pass: less memory, more time."""
     peak_tflops: float | None
     """Peak of one device for MFU, in TFLOP/s; null looks it up, or leaves MFU out."""
+    parallel: Literal["none", "ddp", "fsdp"]
+    """One run over the processes that torchrun starts: replicas (ddp) or shards (fsdp)."""
 
     def __post_init__(self) -> None:
         """Refuse counts below one."""

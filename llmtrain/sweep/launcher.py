@@ -10,7 +10,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from llmtrain.spec.check import check
 from llmtrain.spec.errors import LlmtrainError
+from llmtrain.spec.placement import placement
 from llmtrain.spec.plan import run_id
 from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.settings import TrainConfig, build_run
@@ -81,7 +83,9 @@ class CellLauncher(Launcher):
         """Return one cell's configuration. Raises ConfigError."""
         loader = self.hydra_context.config_loader
         composed = loader.load_sweep_config(self.config, list(overrides))
-        return build_run(plain(composed))[0]
+        config = build_run(plain(composed))[0]
+        refuse_teams(config)
+        return config
 
     def run_cells(self, configs: Sequence[TrainConfig]) -> list[Outcome | None]:
         """Run the cells that have no record yet; a finished cell's outcome is None."""
@@ -117,6 +121,16 @@ def cell_job(config: TrainConfig) -> Job:
         payload={"config": dataclasses.asdict(config)},
         cost=config.budget.flops or config.budget.n_tokens or 0.0,
     )
+
+
+def refuse_teams(config: TrainConfig) -> None:
+    """Raise ConfigError for a sweep of runs over several devices, or a sweep under torchrun."""
+    check(
+        config.runtime.parallel == "none",
+        f"runtime.parallel={config.runtime.parallel} is for one run under torchrun; a sweep trains "
+        "one run per device: leave it at none",
+    )
+    placement("none")  # torchrun would start the whole sweep in every process
 
 
 def plain(composed: DictConfig) -> dict[str, object]:

@@ -17,7 +17,7 @@ from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.settings import SweepConfig, TrainConfig, build_run
 from llmtrain.sweep.grid import Cell, Grid, plan_sweep
-from llmtrain.sweep.launcher import CellFailedError, CellLauncher, plain
+from llmtrain.sweep.launcher import CellFailedError, CellLauncher, plain, refuse_teams
 from llmtrain.sweep.ledger import write_sweep
 from llmtrain.sweep.pool import Outcome
 
@@ -45,6 +45,7 @@ class IsoflopSweeper(Sweeper):
         points = [(p, *build_run(self._compose(p))) for p in self._product(arguments)]
         cells: list[tuple[list[str], Cell]] = []
         for overrides, base, sweep in points:
+            refuse_teams(base)
             grid = plan_point(base, sweep)
             if sweep is not None:
                 write_sweep(Path(base.runs_root) / sweep.name, grid)

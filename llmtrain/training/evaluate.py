@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from llmtrain.corpus.shards import Corpus
 from llmtrain.training.batches import validation_rows
+from llmtrain.training.parallel import ALONE, Team
 
 EVAL_TOKENS = 8192  # tokens of one forward pass; it bounds the logits' memory, nothing else
 
@@ -33,12 +34,18 @@ class Evaluator:
     """Evaluates any model of a run on the same rows."""
 
     def __init__(
-        self, corpus: Corpus, *, n_tokens: int, seq_len: int, device: torch.device
+        self,
+        corpus: Corpus,
+        *,
+        n_tokens: int,
+        seq_len: int,
+        device: torch.device,
+        team: Team = ALONE,
     ) -> None:
         self.inputs, self.targets = validation_rows(corpus, n_tokens=n_tokens, seq_len=seq_len)
         self.n_bytes = int(np.asarray(corpus.token_bytes)[self.targets.numpy()].sum())
         self.rows_per_pass = max(1, EVAL_TOKENS // seq_len)
-        self.device = device
+        self.device, self.team = device, team
 
     @torch.no_grad()
     def __call__(
@@ -46,21 +53,22 @@ class Evaluator:
         forward: Callable[[Tensor], Tensor],
         autocast: Callable[[], AbstractContextManager[None]],
     ) -> Evaluation:
-        """Return the loss of `forward`, which maps (B, T) tokens to (B, T, V) logits."""
-        rows: list[Tensor] = []
-        batches = zip(
-            self.inputs.split(self.rows_per_pass),
-            self.targets.split(self.rows_per_pass),
-            strict=True,
-        )
-        for inputs, targets in batches:
+        """Return the loss of `forward`, which maps (B, T) tokens to (B, T, V) logits.
+
+        Collective: every process fills in its own rows, and the sum with the others' zeros is all.
+        """
+        n_rows = len(self.inputs)
+        losses = torch.zeros(n_rows, device=self.device)
+        for part in self.team.passes(n_rows, self.rows_per_pass):
+            inputs, targets = self.inputs[part.rows], self.targets[part.rows]
             with autocast():
                 logits = forward(inputs.to(self.device))
             nll = F.cross_entropy(
                 logits.float().flatten(0, 1), targets.to(self.device).flatten(), reduction="none"
             )
-            rows.append(nll.view(targets.shape).mean(dim=1))
-        by_row = torch.cat(rows).double().cpu()
+            if part.share > 0:
+                losses[part.rows] = nll.view(targets.shape).mean(dim=1)
+        by_row = self.team.sum(losses).double().cpu()
         loss = float(by_row.mean())
         n_tokens = self.targets.numel()
         spread = float(by_row.std()) if len(by_row) > 1 else float("nan")

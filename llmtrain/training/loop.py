@@ -1,5 +1,7 @@
 """One run, from its plan to its record."""
 
+import contextlib
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +17,11 @@ from llmtrain.training import runtime
 from llmtrain.training.checkpoint import load_checkpoint, save_checkpoint
 from llmtrain.training.energy import EnergyMeter
 from llmtrain.training.evaluate import Evaluation
-from llmtrain.training.sample import write_sample
+from llmtrain.training.parallel import Team, joined
+from llmtrain.training.sample import SAMPLE_FILE, sample_text
 from llmtrain.training.session import Session
 from llmtrain.training.summary import make_record, metrics_row, wandb_facts, wandb_tags
-from llmtrain.training.tracking import MetricsFile, Mirror, open_mirror
+from llmtrain.training.tracking import MetricsFile, Mirror, NoMetricsFile, NoMirror, open_mirror
 
 CHECKPOINTS = "checkpoints"
 
@@ -46,7 +49,8 @@ def train(
 ) -> RunRecord:
     """Train, evaluate and record one run; return its record, at once where it is already there.
 
-    Continues from the newest sound checkpoint. Raises PlanError, RunLockedError, MismatchError,
+    Continues from the newest sound checkpoint. Started by torchrun, every process calls this and
+    the one that leads writes all files. Raises PlanError, RunLockedError, MismatchError,
     DivergedError, or InterruptedRunError after a signal, when the state has been saved.
     """
     plan = plan_run(
@@ -55,11 +59,12 @@ def train(
         unique_tokens=corpus.manifest.train.n_tokens,
     )
     directory = rundir.run_directory(config)
-    with rundir.hold(directory):
-        if (done := read_record(directory)) is not None:
+    with joined(config.runtime) as team, contextlib.ExitStack() as held:
+        team.lead(lambda: held.enter_context(rundir.hold(directory)))
+        if (done := team.lead(lambda: read_record(directory))) is not None:
             return _checked(done, corpus, directory)
-        rundir.begin(directory, config, plan, corpus.manifest.data_id)
-        return _Run(config, corpus, plan, directory, on_progress).finish()
+        team.lead(lambda: rundir.begin(directory, config, plan, corpus.manifest.data_id))
+        return _Run(config, corpus, plan, directory, team, on_progress).finish()
 
 
 def _checked(record: RunRecord, corpus: Corpus, directory: Path) -> RunRecord:
@@ -80,37 +85,45 @@ class _Run:
         corpus: Corpus,
         plan: RunPlan,
         directory: Path,
+        team: Team,
         on_progress: ProgressHook | None,
     ) -> None:
         self.config, self.corpus, self.plan, self.directory = config, corpus, plan, directory
-        self.on_progress = on_progress
+        self.team, self.on_progress = team, on_progress
         self.run_id = run_id(config)
         begin = time.perf_counter()
         device = runtime.pick_device(config.runtime)
         self.energy = EnergyMeter(device)
-        self.session = Session(config, plan, corpus, device)
+        self.session = Session(config, plan, corpus, device, team)
         state, passed_over = load_checkpoint(directory / CHECKPOINTS, run_id=self.run_id)
-        for line in passed_over:
-            runtime.warn(line)
+        if team.leads:
+            for line in passed_over:
+                runtime.warn(line)
         if state is not None:
             self.session.restore(state["session"])
-        self.metrics = MetricsFile(directory, length=0 if state is None else state["metrics"])
-        self.mirror: Mirror = open_mirror(
-            config.tracking,
-            directory=directory,
-            run_id=self.run_id,
-            family=config.name,
-            tags=wandb_tags(config),
-            facts=wandb_facts(config, plan, corpus),
-        )
+        self._open_logs(0 if state is None else state["metrics"])
         self.session.seconds["setup"] += time.perf_counter() - begin
         self.log_every = max(1, plan.n_steps // config.tracking.points)
         self.evaluate_every = max(1, plan.n_steps // config.evaluation.points)
         self.saved_at = time.monotonic()
 
+    def _open_logs(self, length: int) -> None:
+        self.metrics: MetricsFile = NoMetricsFile()
+        self.mirror: Mirror = NoMirror()
+        if self.team.leads:
+            self.metrics = MetricsFile(self.directory, length=length)
+            self.mirror = open_mirror(
+                self.config.tracking,
+                directory=self.directory,
+                run_id=self.run_id,
+                family=self.config.name,
+                tags=wandb_tags(self.config),
+                facts=wandb_facts(self.config, self.plan, self.corpus),
+            )
+
     def finish(self) -> RunRecord:
         """Train what is missing, evaluate, and leave the record as the last thing written."""
-        rundir.write_state(self.directory, "running")
+        self.team.lead(lambda: rundir.write_state(self.directory, "running"))
         try:
             with runtime.stop_on_signals() as stop:
                 self._train(stop)
@@ -118,8 +131,9 @@ class _Run:
         except BaseException as error:
             self._leave(error)
             raise
+        text = None
         if self.config.evaluation.sample_tokens > 0:
-            write_sample(self.session.model, self.corpus, self.config, self.directory)
+            text = sample_text(self.session.model, self.corpus, self.config)
         record = make_record(
             self.session,
             self.corpus,
@@ -127,9 +141,15 @@ class _Run:
             energy=self.energy,
             metrics_sha256=self.metrics.close(),
         )
+        record = self.team.lead(lambda: self._leave_record(record, text))
+        self.mirror.finish({"val/loss": final.loss, "val/bpb": final.bpb})
+        return record
+
+    def _leave_record(self, record: RunRecord, text: str | None) -> RunRecord:
+        if text is not None:
+            (self.directory / SAMPLE_FILE).write_text(text + "\n", encoding="utf-8")
         write_record(self.directory, record)
         rundir.write_state(self.directory, "done")
-        self.mirror.finish({"val/loss": final.loss, "val/bpb": final.bpb})
         return record
 
     def _leave(self, error: BaseException) -> None:
@@ -137,7 +157,8 @@ class _Run:
         self.metrics.close()
         interrupted = isinstance(error, InterruptedRunError)
         reason = str(error) or type(error).__name__
-        rundir.write_state(self.directory, "stopped" if interrupted else "failed", reason)
+        if self.team.leads:  # not `lead`: the others may be gone
+            rundir.write_state(self.directory, "stopped" if interrupted else "failed", reason)
         self.mirror.finish({})
 
     def _train(self, stop: runtime.StopRequest) -> None:
@@ -149,13 +170,15 @@ class _Run:
                 self._log_step()
             if not last and session.step % self.evaluate_every == 0:
                 self._log_evaluation()
-            if stop and not last:
+            stopped_by, save = self.team.highest(stop.number, self._save_is_due())
+            if stopped_by and not last:
                 self._save()
+                name = signal.Signals(stopped_by).name
                 raise InterruptedRunError(
-                    f"{stop.name} at step {session.step} of {plan.n_steps}; saved in "
+                    f"{name} at step {session.step} of {plan.n_steps}; saved in "
                     f"{self.directory}; run the same command to go on"
                 )
-            if not last and self._save_is_due():
+            if save and not last:
                 self._save()
 
     def _log_step(self) -> None:
@@ -197,11 +220,14 @@ class _Run:
 
     def _save(self) -> None:
         with self.session.timed("save"):
-            save_checkpoint(
-                self.directory / CHECKPOINTS,
-                run_id=self.run_id,
-                step=self.session.step,
-                state={"session": self.session.state(), "metrics": self.metrics.length()},
-                keep=self.config.checkpoint.keep,
+            state = {"session": self.session.state(), "metrics": self.metrics.length()}
+            self.team.lead(
+                lambda: save_checkpoint(
+                    self.directory / CHECKPOINTS,
+                    run_id=self.run_id,
+                    step=self.session.step,
+                    state=state,
+                    keep=self.config.checkpoint.keep,
+                )
             )
         self.saved_at = time.monotonic()

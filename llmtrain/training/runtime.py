@@ -60,9 +60,13 @@ def autocast(
     return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Return a seed for the random numbers of one step, so that resume needs no generator state."""
-    digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Return a seed for the random numbers of one step, so that resume needs no generator state.
+
+    Devices that share a step differ by `rank`, else their rows would get the same dropout masks.
+    """
+    name = f"{seed}:{step}" if rank == 0 else f"{seed}:{step}:{rank}"
+    digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
@@ -135,16 +139,13 @@ def warn(message: str) -> None:
 
 
 class StopRequest:
-    """Whether a signal has asked the run to save and leave."""
+    """The number of the signal that has asked the run to save and leave; 0 for none."""
 
     def __init__(self) -> None:
-        self.name: str | None = None
-
-    def __bool__(self) -> bool:
-        return self.name is not None
+        self.number = 0
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
+        self.number = number
 
 
 @contextlib.contextmanager

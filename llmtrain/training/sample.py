@@ -1,7 +1,5 @@
 """A short text from the trained model, for a look; nothing is measured on it."""
 
-from pathlib import Path
-
 import torch
 
 from llmtrain.corpus import tokenizer
@@ -14,8 +12,8 @@ SAMPLE_FILE = "sample.txt"
 
 
 @torch.no_grad()
-def write_sample(model: Transformer, corpus: Corpus, config: TrainConfig, directory: Path) -> str:
-    """Continue the beginning of the validation text, write it to sample.txt and return it."""
+def sample_text(model: Transformer, corpus: Corpus, config: TrainConfig) -> str:
+    """Return the beginning of the validation text as the model goes on with it."""
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(config.seed)
     tokens = [int(token) for token in corpus.val[:PROMPT_TOKENS]]
@@ -29,6 +27,4 @@ def write_sample(model: Transformer, corpus: Corpus, config: TrainConfig, direct
         logits = model(row)[0, len(seen) - 1].float()
         tokens.append(int(torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)))
     model.train()
-    text = tokenizer.load(corpus.directory).decode(tokens)
-    (directory / SAMPLE_FILE).write_text(text + "\n", encoding="utf-8")
-    return text
+    return tokenizer.load(corpus.directory).decode(tokens)

@@ -15,18 +15,27 @@ from llmtrain.training.batches import Batches
 from llmtrain.training.evaluate import Evaluation, Evaluator
 from llmtrain.training.model import Transformer, cross_entropy
 from llmtrain.training.optim import build_optimizer, clip_gradients, set_lr
+from llmtrain.training.parallel import ALONE, Team
 from llmtrain.training.runtime import autocast, step_seed
 
 TAIL = 0.95  # the reported training loss is the mean over the steps after this share of the run
 
 
 class Session:
-    """The state of a run and the ways to move it; the step is the only cursor."""
+    """The state of a run and the ways to move it; the step is the only cursor.
+
+    With a team of several devices every method that moves, saves or measures is collective.
+    """
 
     def __init__(
-        self, config: TrainConfig, plan: RunPlan, corpus: Corpus, device: torch.device
+        self,
+        config: TrainConfig,
+        plan: RunPlan,
+        corpus: Corpus,
+        device: torch.device,
+        team: Team = ALONE,
     ) -> None:
-        self.config, self.plan, self.device = config, plan, device
+        self.config, self.plan, self.device, self.team = config, plan, device, team
         self.step = 0
         self.seconds = {"setup": 0.0, "compile": 0.0, "train": 0.0, "evaluate": 0.0, "save": 0.0}
         self.tail_sum, self.tail_steps = 0.0, 0
@@ -39,17 +48,18 @@ class Session:
             activation_checkpointing=config.runtime.activation_checkpointing,
         )
         self.model.init_weights(config.seed)
-        self.model.to(device)
-        self.optimizer = build_optimizer(self.model, config.optimizer, plan.hyper, fused=True)
         if config.runtime.compile:
             for block in self.model.blocks:
                 block.compile(dynamic=False)
+        self.forward = team.place(self.model, device)
+        self.optimizer = build_optimizer(self.model, config.optimizer, plan.hyper, fused=True)
         self.batches = Batches(corpus, plan, config.seed, device)
         self.evaluator = Evaluator(
             corpus,
             n_tokens=config.evaluation.n_tokens,
             seq_len=config.seq_len.seq_len,
             device=device,
+            team=team,
         )
         self.warmed: set[PlanStage] = set()
         self.cold_steps = 0  # steps whose time went to compilation
@@ -81,9 +91,10 @@ class Session:
         self.last_lr = self.lr()
         set_lr(self.optimizer, self.last_lr)
         if self.config.model.dropout > 0:
-            torch.manual_seed(step_seed(self.config.seed, self.step))
+            torch.manual_seed(step_seed(self.config.seed, self.step, self.team.rank))
         loss = self._backward(stage)
-        self.grad_norm = clip_gradients(self.model, self.config.optimizer.grad_clip)
+        norm = clip_gradients(self.model, self.config.optimizer.grad_clip)
+        self.grad_norm = self.team.whole(norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.recent.append(loss)
@@ -100,14 +111,16 @@ class Session:
         micro_tokens = self.config.runtime.micro_batch_tokens or stage.step_tokens
         rows = max(1, micro_tokens // stage.row_len)
         total = torch.zeros((), device=self.device)
-        for x, y in zip(inputs.split(rows), targets.split(rows), strict=True):
-            with self.autocast():
-                logits = self.model(x, window=stage.window)
-            nll, loss = cross_entropy(logits, y, z_loss=self.config.optimizer.z_loss)
-            share = len(x) / len(inputs)  # the last pass may be smaller
-            (loss * share).backward()
-            total = total + nll * share
-        return total
+        for part in self.team.passes(len(inputs), rows):  # the last one may be smaller
+            with self.team.during(part):
+                with self.autocast():
+                    logits = self.forward(inputs[part.rows], window=stage.window)
+                nll, loss = cross_entropy(
+                    logits, targets[part.rows], z_loss=self.config.optimizer.z_loss
+                )
+                (loss * part.weight).backward()
+            total = total + nll * part.share
+        return self.team.sum(total)
 
     def drain_losses(self) -> float:
         """Return the mean training loss since the last call: the one wait for the device."""
@@ -138,8 +151,8 @@ class Session:
     def state(self) -> dict[str, Any]:
         """Return everything that resume needs, the losses since the last row included."""
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": self.team.whole_state(self.model.state_dict()),
+            "optimizer": self.team.whole_state(self.optimizer.state_dict()),
             "step": self.step,
             "seconds": self.seconds,
             "tail": [self.tail_sum, self.tail_steps],
@@ -148,8 +161,9 @@ class Session:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        team, model, optimizer = self.team, self.model, self.optimizer
+        model.load_state_dict(team.parts_of_model(model, state["model"]))
+        optimizer.load_state_dict(team.parts_of_optimizer(optimizer, state["optimizer"]))
         self.step = state["step"]
         self.seconds.update(state["seconds"])
         self.tail_sum, self.tail_steps = state["tail"]

@@ -1,6 +1,7 @@
 """What a run says of itself: rows while it trains, the record at its end, facts for wandb."""
 
 import dataclasses
+import math
 from typing import Any
 
 from llmtrain.corpus.shards import Corpus
@@ -17,7 +18,7 @@ from llmtrain.training.tracking import flatten
 
 
 def metrics_row(session: Session, loss: float) -> dict[str, float | int]:
-    """Return one row of training metrics; `loss` is the mean since the last row."""
+    """Return one row of training metrics; `loss` is the mean since the last row; collective."""
     clock = session.clock()
     stage = session.plan.shape_at(session.step - 1)
     speed = tokens_per_second(session)
@@ -27,14 +28,17 @@ def metrics_row(session: Session, loss: float) -> dict[str, float | int]:
         "train/seq_len": stage.window or stage.row_len,
         "train/grad_norm": float(session.grad_norm),
         "train/tokens_per_second": speed,
-        "train/memory_gb": runtime.peak_memory_bytes(session.device) / 1e9,
+        "train/memory_gb": _memory_bytes(session) / 1e9,
     }
     mfu = model_flops_utilisation(session)
     return row if mfu is None else row | {"train/mfu": mfu}
 
 
 def tokens_per_second(session: Session) -> float:
-    """Return training tokens over the seconds spent in steps, compilation left out."""
+    """Return training tokens over the seconds spent in steps, compilation left out.
+
+    All devices of a run count together, here as in the MFU, the memory and the joules.
+    """
     tokens, _ = session.plan.done_at(session.step - session.cold_steps)
     return tokens / session.seconds["train"] if session.seconds["train"] > 0 else 0.0
 
@@ -48,7 +52,21 @@ def model_flops_utilisation(session: Session) -> float | None:
     if peak is None:
         return None
     per_token = session.plan.flops["full_attention"] / session.plan.n_tokens
-    return per_token * tokens_per_second(session) / peak
+    return per_token * tokens_per_second(session) / (peak * session.team.n_devices)
+
+
+def _memory_bytes(session: Session) -> int:
+    return int(session.team.total(runtime.peak_memory_bytes(session.device)))
+
+
+def _joules(session: Session, energy: EnergyMeter) -> float | None:
+    """Return the joules of all devices, or None where one of them measures none."""
+    joules = energy.joules()
+    mine = float("nan") if joules is None else joules
+    if energy.source == "rapl" and session.team.local_rank > 0:
+        mine = 0.0  # the counter is the machine's: its first process gives it
+    total = session.team.total(mine)
+    return None if math.isnan(total) else total
 
 
 def make_record(
@@ -59,7 +77,7 @@ def make_record(
     energy: EnergyMeter,
     metrics_sha256: str,
 ) -> RunRecord:
-    """Return the record of a finished run."""
+    """Return the record of a finished run; collective."""
     config, plan, manifest = session.config, session.plan, corpus.manifest
     seq, model = config.seq_len, config.model
     return RunRecord(
@@ -103,10 +121,11 @@ def make_record(
         seconds=dict(session.seconds),
         tokens_per_second=tokens_per_second(session),
         mfu=model_flops_utilisation(session),
-        memory_bytes=runtime.peak_memory_bytes(session.device),
-        energy_j=energy.joules(),
+        memory_bytes=_memory_bytes(session),
+        energy_j=_joules(session, energy),
         energy_source=energy.source,
-        hardware=runtime.hardware(session.device, config.runtime),
+        hardware=runtime.hardware(session.device, config.runtime)
+        | {"n_devices": str(session.team.n_devices), "parallel": config.runtime.parallel},
         versions=runtime.versions(),
         metrics_sha256=metrics_sha256,
     )

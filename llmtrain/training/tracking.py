@@ -46,6 +46,24 @@ class MetricsFile:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
 
+class NoMetricsFile(MetricsFile):
+    """Writes nothing: the metrics of a process that does not lead its run."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, row: Row) -> None:
+        """Drop the row."""
+
+    def length(self) -> int:
+        """Return 0."""
+        return 0
+
+    def close(self) -> str:
+        """Return no hash."""
+        return ""
+
+
 class Mirror(Protocol):
     """Where rows are copied to."""
 

@@ -1,0 +1,46 @@
+"""What torchrun starts in test_parallel.py: trains a list of runs and notes how each ended.
+
+Arguments: a JSON file with {"corpus": folder, "out": folder, "runs": [{"config": nested dictionary,
+"stop": [rank, step] or null}]}. Writes out/<rank>.json: [exit code, message or loss] of every run.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from llmtrain.corpus.shards import open_corpus
+from llmtrain.spec.build import build
+from llmtrain.spec.errors import LlmtrainError
+from llmtrain.spec.settings import TrainConfig
+from llmtrain.training.loop import train
+
+RANK = int(os.environ["RANK"])
+
+
+def main() -> None:
+    task = json.loads(Path(sys.argv[1]).read_text())
+    corpus = open_corpus(Path(task["corpus"]))
+    dist.init_process_group("gloo")  # one for all runs
+    notes: list[tuple[int, object]] = []
+    for run in task["runs"]:
+
+        def stop(progress, wanted=run["stop"]):
+            if wanted == [RANK, progress.step]:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        try:
+            record = train(build(TrainConfig, run["config"]), corpus, on_progress=stop)
+            notes.append((0, record.val_loss))
+        except LlmtrainError as error:
+            notes.append((error.exit_code, str(error)))
+    (Path(task["out"]) / f"{RANK}.json").write_text(json.dumps(notes))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
