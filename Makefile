@@ -2,13 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+STAMP_NO_TORCH := .venv-notorch/.installed
 
-.PHONY: help setup demo test test-full lint clean
+.PHONY: help setup demo test test-full test-no-torch lint clean
 
 help:
 	@echo "make demo       set up, run a real IsoFLOP sweep on the CPU, fit it, show the figure"
 	@echo "make test       set up, run the fast tests"
 	@echo "make test-full  the slow tests too"
+	@echo "make test-no-torch  the tests of spec and scaling where torch is not installed"
 	@echo "make lint       ruff and mypy"
 	@echo "make setup      the environment only (.venv, from pyproject.toml with constraints.txt)"
 
@@ -31,10 +33,22 @@ test: setup
 test-full: setup
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not gpu"
 
+# The rooms that must work on a laptop without torch, in an environment that has none.
+test-no-torch: $(STAMP_NO_TORCH)
+	.venv-notorch/bin/pytest tests/spec tests/scaling -m "not slow and not gpu"
+
+$(STAMP_NO_TORCH): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-notorch
+	.venv-notorch/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
+		numpy scipy matplotlib hydra-core rich pytest pytest-timeout hypothesis
+	.venv-notorch/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	! .venv-notorch/bin/python -c 'import torch' 2>/dev/null
+	@touch $(STAMP_NO_TORCH)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv runs data
+	rm -rf .venv .venv-notorch .pytest_cache .mypy_cache .ruff_cache

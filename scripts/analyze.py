@@ -23,6 +23,7 @@ from llmtrain.scaling.law_file import read_side
 from llmtrain.scaling.load import load_runs
 from llmtrain.scaling.report import ReportFiles, write_report
 from llmtrain.scaling.results import Analysis
+from llmtrain.scaling.training_curves import load_curves
 from llmtrain.scaling.verdict import verdict
 from llmtrain.scaling.wording import Table
 from llmtrain.spec.build import build
@@ -73,7 +74,9 @@ def main(overrides: list[str]) -> None:
     config = build(AnalyzeConfig, compose("analyze", overrides))
     source = Path(config.runs)
     base = None if config.against is None else read_side(Path(config.against))
-    analysis = analyze(config, load_runs(source))
+    runs = load_runs(source)
+    training = load_curves(source, runs) if source.is_dir() else None
+    analysis = analyze(config, runs, training)
     if base is not None:
         analysis = compare_with(analysis, base)
     out = default_out(source) if config.out is None else Path(config.out)

@@ -46,7 +46,14 @@ def train_one(config: TrainConfig) -> None:
 def main(composed: DictConfig) -> None:
     """Train the one run that Hydra composed; sweeps go through the sweeper and launcher."""
     # SystemExit passes through Hydra, which would print an exception with all its overrides.
-    sys.exit(guarded(lambda: train_one(build_run(plain(composed))[0])))
+    code = guarded(lambda: train_one(build_run(plain(composed))[0]))
+    if (
+        "WORLD_SIZE" in os.environ
+    ):  # gloo's threads can abort an interpreter that takes itself apart under load
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run() -> None:

@@ -1,7 +1,7 @@
 """One analysis: every estimator on each group of runs, with guards and back-tests."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,10 +30,13 @@ from llmtrain.scaling.forecast import (
 )
 from llmtrain.scaling.influence import leave_out
 from llmtrain.scaling.isoflop import fit_isoflop, read_curves
+from llmtrain.scaling.law import Array
 from llmtrain.scaling.parametric import ParametricFit, fit_parametric
 from llmtrain.scaling.profile import profile_exponent
 from llmtrain.scaling.results import Analysis, GroupAnalysis, OtherCount
 from llmtrain.scaling.runs import Runs
+from llmtrain.scaling.training_curves import TrainingCurves, curves_of
+from llmtrain.scaling.wording import span
 from llmtrain.spec.errors import ConfigError, FitRefusedError
 
 COMPARED = ("approach1_hull", "approach2", "approach3", "projection")
@@ -68,8 +71,8 @@ def compare_with(analysis: Analysis, base: Side) -> Analysis:
     return replace(analysis, multipliers=tuple(found))
 
 
-def analyze(config: AnalyzeConfig, runs: Runs) -> Analysis:
-    """Fit every group of `runs`.
+def analyze(config: AnalyzeConfig, runs: Runs, training: TrainingCurves | None = None) -> Analysis:
+    """Fit every group of `runs`, Approach 1 on the `training` curves too.
 
     Raises FitRefusedError where no group has enough runs for any method, ConfigError for an unknown
     group or parameter count.
@@ -84,19 +87,24 @@ def analyze(config: AnalyzeConfig, runs: Runs) -> Analysis:
             known = ", ".join(runs.counts) or "none declared: the table has one count"
             raise ConfigError(f"params={config.params} is not among the runs' counts ({known})")
         runs = runs.counted_as(config.params)
-    groups = [analyze_group(config, name, runs.take(runs.group == name)) for name in names]
+    groups = [
+        analyze_group(config, name, runs.take(runs.group == name), training) for name in names
+    ]
     if all(e.fit is None for group in groups for e in group.estimates):
         reasons = "; ".join(dict.fromkeys(e.reason for e in groups[0].estimates))
         raise FitRefusedError(f"no method fits {len(runs)} runs: {reasons}")
     return Analysis(config=config, runs=runs, groups=tuple(groups))
 
 
-def analyze_group(config: AnalyzeConfig, group: str, rows: Runs) -> GroupAnalysis:
+def analyze_group(
+    config: AnalyzeConfig, group: str, rows: Runs, training: TrainingCurves | None = None
+) -> GroupAnalysis:
     """Fit one group with every method; a method that refuses is listed with its reason."""
+    training = curves_of(rows) if training is None else training.of(rows)
     finals = drop_duplicates(rows.finals())
     finals, budgets_from = assign_budgets(finals, config.budgets, config.budget_tolerance)
     cost = fit_cost(finals.params, finals.tokens, finals.flops)
-    found = estimate_all(config, rows, finals, cost)
+    found = estimate_all(config, rows, finals, cost, training)
     curves = read_curves(finals.params, finals.tokens, finals.loss, finals.budget)
     largest = float(finals.flops.max())
     target = config.target_flops or 10.0 * largest
@@ -105,6 +113,7 @@ def analyze_group(config: AnalyzeConfig, group: str, rows: Runs) -> GroupAnalysi
         group=group,
         runs=finals,
         budgets_from=budgets_from,
+        training=training,
         cost=cost,
         curves=curves,
         estimates=found.methods,
@@ -135,7 +144,10 @@ def _about_surface(group: GroupAnalysis) -> dict[str, Any]:
     assert squares is None or isinstance(squares, ParametricFit)
     return {
         "left_out": leave_out(fit, runs, group.cost),
-        "profile": None if squares is None else profile_exponent(squares, *columns),
+        # With alpha = beta there is nothing to profile, and a profile lets E move.
+        "profile": None
+        if squares is None or squares.options.constrained
+        else profile_exponent(squares, *columns),
         "next_runs": _next_runs(group, fit),
     }
 
@@ -178,17 +190,45 @@ def _other_counts(config: AnalyzeConfig, runs: Runs) -> tuple[OtherCount, ...]:
             a_isoflop = None
         try:
             law = fit_parametric(*columns, surface_options(config)["approach3"]).law
-            cost = fit_cost(other.params, other.tokens, other.flops)
-            a_surface = float(cost.exponent(law.alpha, law.beta))
         except FitRefusedError:
+            law = None
+        for counted, flops in _flops_counts(other).items():
             a_surface = None
-        found.append(OtherCount(params=name, a_isoflop=a_isoflop, a_surface=a_surface))
+            if law is not None:
+                cost = fit_cost(other.params, other.tokens, flops)
+                a_surface = float(cost.exponent(law.alpha, law.beta))
+            planned = counted == other.conventions.flops
+            found.append(
+                OtherCount(
+                    params=name,
+                    flops=counted,
+                    a_isoflop=a_isoflop if planned else None,
+                    a_surface=a_surface,
+                )
+            )
     return tuple(found)
+
+
+def _flops_counts(runs: Runs) -> dict[str, Array]:
+    """Return the FLOPs of the rows under every convention that all records hold, theirs first."""
+    found = {runs.conventions.flops: runs.flops}
+    for name in runs.records[0].flops if runs.records else ():
+        if name not in found and all(name in record.flops for record in runs.records):
+            found[name] = np.array([record.flops[name] for record in runs.records])
+    return found
 
 
 def _findings(group: GroupAnalysis, largest: float) -> list[Finding]:
     found = check_data(group.runs)
     found += check_curves(group.runs, group.curves)
+    if group.training is not None and group.training.unannealed:
+        message = (
+            f"{group.training.unannealed} of {len(group.training.loss)} points of the training "
+            "curves lie before the end of their schedule (or of a run whose schedule is unknown): "
+            "their losses are pessimistic, and so are the rows of Approach 1 from curves; no other "
+            "method uses them"
+        )
+        found.append(Finding(level="warning", code="unannealed", message=message))
     if group.outliers.any():
         names = ", ".join(map(str, group.runs.run_id[group.outliers]))
         message = f"outliers, left out of the robust Approach 2 only: {names}"
@@ -199,6 +239,16 @@ def _findings(group: GroupAnalysis, largest: float) -> list[Finding]:
             "drifts from the optimum; see the corrected row"
         )
         found.append(Finding(level="warning", code="grid", message=message))
+    mixed = group.interaction
+    if mixed is not None:
+        words = "ask for" if mixed.asked_for else "do not ask for"
+        message = (
+            f"the runs {words} a term in N and D together: F = {mixed.F:.3g} (p = "
+            f"{mixed.p_value:.2g}), AIC better by {mixed.aic_gain:.1f} with it, K/(A B) "
+            f"{span(mixed.share_interval, '.3g')}"
+        )
+        level: Literal["note", "warning"] = "warning" if mixed.asked_for else "note"
+        found.append(Finding(level=level, code="interaction", message=message))
     for estimate in group.estimates:
         if estimate.status == "refused":
             message = f"{estimate.title}: {estimate.reason}"

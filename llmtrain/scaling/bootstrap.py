@@ -1,5 +1,6 @@
 """Intervals by resampling: every draw of every estimator at once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from llmtrain.scaling.cost import CostModel
 from llmtrain.scaling.envelope import fit_envelope
 from llmtrain.scaling.isoflop import IsoflopFit
-from llmtrain.scaling.law import LARGEST_LOG, Array, LossLaw
+from llmtrain.scaling.law import LARGEST_LOG, Array, LossLaw, PowerLaw
 from llmtrain.scaling.newton import minimise
 from llmtrain.scaling.parametric import (
     GRADIENT_LIMIT,
@@ -247,20 +248,25 @@ def draw_lines(log_c: Array, log_n: Array, log_d: Array) -> PowerDraws:
 
 def bootstrap_envelope(N: Array, D: Array, C: Array, loss: Array, weights: Array) -> PowerDraws:
     """Refit the hull on each draw's distinct rows; draws with too few hull points fail."""
-    rows = []
+    laws = []
     for weight in weights:
         kept = weight > 0
         try:
             fit = fit_envelope(N[kept], D[kept], C[kept], loss[kept])
         except FitRefusedError:
             continue
-        laws = (fit.params_law, fit.tokens_law)
-        rows.append([value for law in laws for value in (law.coefficient, law.exponent)])
+        laws.append((fit.params_law, fit.tokens_law))
+    return power_draws(laws, failed=len(weights) - len(laws))
+
+
+def power_draws(laws: Sequence[tuple[PowerLaw, PowerLaw]], *, failed: int) -> PowerDraws:
+    """Return draws from pairs of N_opt(C) and D_opt(C)."""
+    rows = [[value for law in pair for value in (law.coefficient, law.exponent)] for pair in laws]
     columns = np.array(rows, dtype=np.float64).reshape(-1, 4)
     return PowerDraws(
         params_coefficient=columns[:, 0],
         a=columns[:, 1],
         tokens_coefficient=columns[:, 2],
         b=columns[:, 3],
-        failed=len(weights) - len(rows),
+        failed=failed,
     )

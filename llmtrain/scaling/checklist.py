@@ -27,18 +27,23 @@ def checklist_table(group: GroupAnalysis) -> Table:
 def _form(group: GroupAnalysis) -> tuple[tuple[str, str, str], ...]:
     surface = group.surface
     fitted = "Huber on ln L, sum over runs"
-    starts = "–"
+    starts, free = "–", "five free"
     if surface is not None and isinstance(surface.fit, ParametricFit):
         options, proof = surface.fit.options, surface.fit.certificate
         kind = "squares" if np.isinf(options.delta) else f"Huber, delta {options.delta:g}"
         fitted = f"{kind}, of {'ln L' if options.link == 'log' else 'L'}, sum over runs"
+        fixed = options.fixed_floor
+        if options.constrained:
+            free = f"{5 - options.tie_exponents - (fixed is not None)} free"
+            free += ", alpha = beta" if options.tie_exponents else ""
+            free += "" if fixed is None else f", E = {fixed:g} given"
         starts = (
             f"damped Newton from {proof.starts} starts, {proof.agreeing} agree; objective "
             f"{proof.objective:.6g}, gradient {proof.gradient:.0e}, condition {proof.condition:.0f}"
         )
     given = group.runs.conventions
     return (
-        ("form", "equation", "L = E + A N^-alpha + B D^-beta; five free; nats per token"),
+        ("form", "equation", f"L = E + A N^-alpha + B D^-beta; {free}; nats per token"),
         ("form", "loss function", fitted),
         ("form", "optimiser and certificate", starts),
         ("form", "N counts", given.params),

@@ -32,6 +32,12 @@ class AnalyzeConfig:
     """Seed of the draws."""
     delta: float
     """Corner of Approach 3's Huber loss, in ln L."""
+    tie: bool
+    """Fit the surfaces with alpha = beta."""
+    floor: float | None
+    """Fit the surfaces with this irreducible loss E; null: E is fitted."""
+    interaction: bool
+    """Also fit a term in N and D together, and say whether the runs ask for it."""
     starts: Literal["centred", "hoffmann"]
     """Starting points of the surface fits: on the data's scale, or the paper's 4500."""
     target_flops: float | None
@@ -48,6 +54,12 @@ class AnalyzeConfig:
         check_between("bootstrap", self.bootstrap, 20, 1_000_000)
         check_between("seed", self.seed, 0, 2**31 - 1)
         check_positive("delta", self.delta)
+        if self.floor is not None:
+            check_positive("floor", self.floor)
+        check(
+            not (self.interaction and (self.tie or self.floor is not None)),
+            "interaction=true tests the law with all five constants free; leave tie and floor out",
+        )
         if self.target_flops is not None:
             check_positive("target_flops", self.target_flops)
 

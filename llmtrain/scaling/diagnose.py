@@ -56,6 +56,11 @@ def refuse_parametric(fit: ParametricFit, width_of_a: Interval | None) -> str:
             f"not identified: Jacobian condition {proof.condition:.3g} above {CONDITION_LIMIT:g}; "
             "vary D/N at each size (at least a factor of 4)"
         )
+    return refuse_width(width_of_a)
+
+
+def refuse_width(width_of_a: Interval | None) -> str:
+    """Return why an exponent with this 80 % interval is refused; empty for a narrow one."""
     if width_of_a is None:
         return "not identified: too few bootstrap draws converge; add runs"
     if width_of_a.high - width_of_a.low > WIDTH_LIMIT:

@@ -65,6 +65,9 @@ def lower_hull(log_c: Array, log_loss: Array) -> NDArray[np.intp]:
     loss removes the latter, so the monotone chain below gives the same rows.
     """
     order = np.lexsort((log_loss, log_c))
+    # A run that a cheaper run beats is never on the falling part of the hull: out at once.
+    lowest = np.minimum.accumulate(log_loss[order])
+    order = order[np.append(True, log_loss[order][1:] < lowest[:-1])]
     hull: list[int] = []
     for row in order:
         if hull and log_c[row] == log_c[hull[-1]]:
@@ -72,11 +75,7 @@ def lower_hull(log_c: Array, log_loss: Array) -> NDArray[np.intp]:
         while len(hull) >= 2 and _turns_right(log_c, log_loss, hull[-2], hull[-1], row):
             hull.pop()
         hull.append(int(row))
-    kept = hull[:1]
-    for row in hull[1:]:
-        if log_loss[row] < log_loss[kept[-1]]:
-            kept.append(row)
-    return np.array(kept, dtype=np.intp)
+    return np.array(hull, dtype=np.intp)
 
 
 def _turns_right(x: Array, y: Array, first: int, middle: int, last: int) -> bool:

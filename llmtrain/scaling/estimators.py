@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from llmtrain.scaling.akima import akima_vertex, bootstrap_akima
 from llmtrain.scaling.bias import GridBias, correct_isoflop
 from llmtrain.scaling.bootstrap import (
-    Interval,
     LawDraws,
     PowerDraws,
     bootstrap_envelope,
@@ -21,62 +20,39 @@ from llmtrain.scaling.bootstrap import (
 )
 from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.cost import CostModel
-from llmtrain.scaling.diagnose import refuse_exponents, refuse_parametric
+from llmtrain.scaling.diagnose import refuse_exponents, refuse_parametric, refuse_width
 from llmtrain.scaling.envelope import EnvelopeFit, fit_envelope
+from llmtrain.scaling.estimate import Estimate, Fit
+from llmtrain.scaling.interaction import fit_interaction
 from llmtrain.scaling.isoflop import IsoflopFit, fit_isoflop
 from llmtrain.scaling.law import Array
 from llmtrain.scaling.outliers import find_outliers
 from llmtrain.scaling.parametric import FitOptions, ParametricFit, fit_parametric
 from llmtrain.scaling.runs import Runs
+from llmtrain.scaling.training_curves import (
+    SmoothCurves,
+    TrainingCurves,
+    bootstrap_curve_hull,
+    bootstrap_lowest,
+    fit_curve_hull,
+    fit_lowest,
+    smooth_curves,
+)
 from llmtrain.spec.errors import FitRefusedError
-
-Fit = EnvelopeFit | IsoflopFit | ParametricFit
-METHODS = {
-    "approach1_hull": "Approach 1, convex hull",
-    "approach2": "Approach 2, parabolas",
-    "approach2_robust": "Approach 2, without outliers",
-    "approach2_corrected": "Approach 2, grid bias removed",
-    "approach2_akima": "Approach 2, Akima",
-    "approach3": "Approach 3, Huber on ln L",
-    "projection": "projection, squares of L",
-    "log_squares": "surface, squares of ln L",
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Estimate:
-    """One method's answer, or why it has none."""
-
-    name: str
-    status: Literal["accepted", "refused"]
-    reason: str
-    """Why it is refused; empty for an accepted one."""
-    fit: Fit | None
-    draws: LawDraws | PowerDraws | None
-    a: float | None
-    """Exponent of N_opt in the recorded FLOPs."""
-    b: float | None
-    a_interval: Interval | None
-    b_interval: Interval | None
-    n_runs: int
-
-    @property
-    def title(self) -> str:
-        """Name for readers."""
-        return METHODS[self.name]
-
-    @property
-    def width(self) -> float:
-        """Width of the interval of a; infinite where there is none."""
-        return np.inf if self.a_interval is None else self.a_interval.high - self.a_interval.low
 
 
 def surface_options(config: AnalyzeConfig) -> dict[str, FitOptions]:
-    """Return the loss of each surface fit."""
+    """Return the loss and the constraints of each surface fit."""
+    common = FitOptions(
+        delta=config.delta,
+        starts=config.starts,
+        tie_exponents=config.tie,
+        fixed_floor=config.floor,
+    )
     return {
-        "approach3": FitOptions(delta=config.delta, starts=config.starts),
-        "projection": FitOptions(link="linear", delta=np.inf, starts=config.starts),
-        "log_squares": FitOptions(link="log", delta=np.inf, starts=config.starts),
+        "approach3": common,
+        "projection": replace(common, link="linear", delta=np.inf),
+        "log_squares": replace(common, delta=np.inf),
     }
 
 
@@ -91,16 +67,29 @@ class Estimates:
     """Expected error of Approach 2 on this grid; null without a surface or without Approach 2."""
 
 
-def estimate_all(config: AnalyzeConfig, rows: Runs, finals: Runs, cost: CostModel) -> Estimates:
+def estimate_all(
+    config: AnalyzeConfig,
+    rows: Runs,
+    finals: Runs,
+    cost: CostModel,
+    training: TrainingCurves | None,
+) -> Estimates:
     """Run every method; `rows` has all checkpoints, `finals` the last of each run.
 
-    A method that refuses becomes an estimate with the reason.
+    A method that refuses becomes an estimate with the reason. Training curves enter Approach 1
+    only: their points have not seen the end of their schedule.
     """
     found = [_attempt("approach1_hull", lambda: _hull(config, rows), cost, len(rows))]
+    if training is not None:
+        found += _from_curves(config, training, finals, cost)
     surfaces = [
         _attempt(name, _bound(config, finals, name, options), cost, len(finals))
         for name, options in surface_options(config).items()
     ]
+    if config.interaction:
+        base = surfaces[-1].fit
+        method = partial(_interaction, config, finals, base, cost)
+        surfaces.append(_attempt("interaction", method, cost, len(finals)))
     law = next(
         (e.fit.law for e in surfaces if isinstance(e.fit, ParametricFit) and not e.reason), None
     )
@@ -129,6 +118,34 @@ def _hull(config: AnalyzeConfig, rows: Runs) -> tuple[Fit, PowerDraws, str]:
     fit = fit_envelope(*columns)
     own = draw_weights(_units(config, rows), min(config.bootstrap, 1000), config.seed)
     return fit, bootstrap_envelope(*columns, own), refuse_exponents(fit.a, fit.b)
+
+
+def _from_curves(
+    config: AnalyzeConfig, training: TrainingCurves, finals: Runs, cost: CostModel
+) -> list[Estimate]:
+    """Return Approach 1 by the hull of all smoothed points, and by the lowest run per FLOPs."""
+    training = training.of(finals)
+    names = np.unique(training.run_id)
+    with_curve = finals.take(np.isin(finals.run_id, names))
+    by_name = np.argsort(with_curve.run_id)
+
+    def attempt(
+        fit: Callable[[SmoothCurves], EnvelopeFit],
+        redraw: Callable[[SmoothCurves, Array], PowerDraws],
+    ) -> tuple[Fit, PowerDraws, str]:
+        found = fit(curves := smooth_curves(training, with_curve))
+        units = _units(config, with_curve)[by_name]
+        weights = draw_weights(units, min(config.bootstrap, 1000), config.seed)
+        return found, redraw(curves, weights), refuse_exponents(found.a, found.b)
+
+    methods = {
+        "approach1_curves": (fit_curve_hull, bootstrap_curve_hull),
+        "approach1_smoothed": (fit_lowest, bootstrap_lowest),
+    }
+    return [
+        _attempt(name, lambda pair=pair: attempt(*pair), cost, len(names))  # type: ignore[misc]
+        for name, pair in methods.items()
+    ]
 
 
 def _isoflop(config: AnalyzeConfig, runs: Runs) -> tuple[Fit, PowerDraws, str]:
@@ -185,6 +202,21 @@ def _surface(
     weights = draw_weights(_units(config, runs), config.bootstrap, config.seed)
     draws = bootstrap_parametric(fit, *columns, weights)
     return fit, draws, refuse_parametric(fit, interval(draws.a, 0.8))
+
+
+def _interaction(
+    config: AnalyzeConfig, runs: Runs, base: Fit | None, cost: CostModel
+) -> tuple[Fit, PowerDraws, str]:
+    if not isinstance(base, ParametricFit):
+        raise FitRefusedError("the surface without the term is refused, so nothing to compare with")
+    fit, draws = fit_interaction(
+        base,
+        (runs.params, runs.tokens, runs.loss, runs.flops),
+        cost,
+        n_draws=config.bootstrap,
+        seed=config.seed,
+    )
+    return fit, draws, refuse_exponents(fit.a, fit.b) or refuse_width(interval(draws.a, 0.8))
 
 
 def _bound(

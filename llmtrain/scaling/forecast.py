@@ -1,7 +1,6 @@
 """Back-tests: what would the smaller runs have said about the larger ones?"""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from llmtrain.scaling.bootstrap import (
 from llmtrain.scaling.cost import fit_cost
 from llmtrain.scaling.isoflop import Curve, fit_isoflop, read_curves
 from llmtrain.scaling.law import Array, fit_power_law
-from llmtrain.scaling.parametric import FitOptions, ParametricFit, fit_parametric, fit_projection
+from llmtrain.scaling.parametric import FitOptions, fit_parametric
 from llmtrain.scaling.runs import Runs
 from llmtrain.spec.errors import FitRefusedError
 
@@ -93,9 +92,10 @@ def hold_out_largest(runs: Runs, options: FitOptions, n_draws: int, seed: int) -
     held, rest = runs.take(runs.budget == target), runs.take(runs.budget < target)
     truth = _minimum(held)
     minima = [c for c in _curves(rest) if c.used]
+    squares = replace(options, link="linear", delta=np.inf)
     forecasts = [
-        _surface_forecast("Approach 3", fit_parametric, options, rest, held, truth, n_draws, seed),
-        _surface_forecast("projection", fit_projection, None, rest, held, truth, n_draws, seed),
+        _surface_forecast("Approach 3", options, rest, held, truth, n_draws, seed),
+        _surface_forecast("projection", squares, rest, held, truth, n_draws, seed),
         _line_forecast(minima, target, truth),
     ]
     curve = next(iter(_curves(held)))
@@ -126,8 +126,7 @@ def _minimum(runs: Runs) -> float:
 
 def _surface_forecast(
     method: str,
-    fitter: Callable[..., ParametricFit],
-    options: FitOptions | None,
+    options: FitOptions,
     rest: Runs,
     held: Runs,
     truth: float,
@@ -137,7 +136,7 @@ def _surface_forecast(
     target = float(held.budget[0])
     columns = (rest.params, rest.tokens, rest.loss)
     try:
-        fit = fitter(*columns) if options is None else fitter(*columns, options)
+        fit = fit_parametric(*columns, options)
     except FitRefusedError as error:
         return Forecast(
             method=method,

@@ -13,7 +13,8 @@ from llmtrain.scaling.bootstrap import LawDraws, PowerDraws, interval
 from llmtrain.scaling.compare import Side
 from llmtrain.scaling.cost import CostModel
 from llmtrain.scaling.envelope import EnvelopeFit
-from llmtrain.scaling.estimators import Estimate
+from llmtrain.scaling.estimate import Estimate
+from llmtrain.scaling.interaction import InteractionFit
 from llmtrain.scaling.law import LossLaw, PowerLaw
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.results import Analysis, GroupAnalysis
@@ -92,7 +93,7 @@ def _group(group: GroupAnalysis) -> dict[str, Any]:
         "grid_bias_of_a": group.bias.exponent_shift if group.bias else None,
         "outliers": group.runs.run_id[group.outliers],
         "seed_noise": dataclasses.asdict(group.noise) if group.noise else None,
-        "other_param_counts": [dataclasses.asdict(other) for other in group.counts],
+        "other_counts": [dataclasses.asdict(other) for other in group.counts],
     }
 
 
@@ -132,6 +133,8 @@ def _fit(estimate: Estimate) -> dict[str, Any]:
             "draws_failed": draws.failed,
             "draws": _columns(draws, POWER_COLUMNS),
         }
+        if isinstance(fit, InteractionFit):
+            document["interaction"] = dataclasses.asdict(fit)
         if isinstance(fit, EnvelopeFit):
             document["hull_points"] = len(fit.rows)
     return document

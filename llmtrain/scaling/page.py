@@ -28,6 +28,9 @@ figure{margin:1.6rem 0}
 figure img{display:block;width:100%;max-width:52rem;height:auto;background:#fff;padding:.5rem;
 border:1px solid var(--line);border-radius:6px}
 figure.narrow img{max-width:34rem}
+@media(max-width:40rem){figure:not(.narrow){overflow-x:auto}
+figure:not(.narrow) img{width:42rem;max-width:none}
+figcaption{position:sticky;left:0}}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:.3rem .8rem .3rem 0;border-bottom:1px solid var(--line);

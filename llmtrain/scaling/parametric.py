@@ -37,6 +37,11 @@ class FitOptions:
     fixed_floor: float | None = None
     """Irreducible loss given instead of fitted."""
 
+    @property
+    def constrained(self) -> bool:
+        """Whether fewer than five constants are free."""
+        return self.tie_exponents or self.fixed_floor is not None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Certificate:
@@ -54,7 +59,7 @@ class Certificate:
     at_bounds: tuple[str, ...]
     """Parameters at a limit: E at 0, an exponent outside [0.01, 3], A or B above 1e12."""
     condition: float
-    """Condition of d ln L / d(E, A, B, alpha, beta), columns normalised."""
+    """Condition of d ln L / d(free constants), columns normalised."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -99,7 +104,7 @@ def fit_parametric(
         objective, starts, w, free=free_directions(options), tolerance=_tolerance(loss)
     )
     law, best = best_law(minima, centre)
-    certificate = certify(minima, best, law, N, D)
+    certificate = certify(minima, best, law, N, D, options)
     return ParametricFit(
         name=name,
         law=law,
@@ -130,8 +135,13 @@ def objective_at(law: LossLaw, N: Array, D: Array, loss: Array, delta: float = 1
     return float(huber.sum())
 
 
-def jacobian_condition(law: LossLaw, N: Array, D: Array) -> float:
-    """Return the condition number of d ln L / d(E, A, B, alpha, beta) with columns normalised."""
+def jacobian_condition(
+    law: LossLaw, N: Array, D: Array, options: FitOptions = FitOptions()
+) -> float:
+    """Return the condition number of d ln L / d(E, A, B, alpha, beta) with columns normalised.
+
+    Only the directions that `options` leave free count.
+    """
     n_term, d_term = N**-law.alpha, D**-law.beta
     columns = np.stack(
         [
@@ -143,6 +153,10 @@ def jacobian_condition(law: LossLaw, N: Array, D: Array) -> float:
         ],
         axis=1,
     ) / np.reshape(law.loss(N, D), (-1, 1))
+    if options.tie_exponents:
+        columns = np.column_stack([columns[:, :3], columns[:, 3] + columns[:, 4]])
+    if options.fixed_floor is not None:
+        columns = columns[:, 1:]
     norms = np.linalg.norm(columns, axis=0)
     if not (np.isfinite(norms).all() and (norms > 0).all()):
         return float("inf")
@@ -255,7 +269,9 @@ def best_law(minima: Minima, centre: tuple[float, float]) -> tuple[LossLaw, int]
     return law_from_theta(theta[best], centre), best
 
 
-def certify(minima: Minima, best: int, law: LossLaw, N: Array, D: Array) -> Certificate:
+def certify(
+    minima: Minima, best: int, law: LossLaw, N: Array, D: Array, options: FitOptions
+) -> Certificate:
     """Return the certificate of the start `best`."""
     value = float(minima.value[best])
     margin = AGREE * abs(value) + 1e-18
@@ -276,5 +292,5 @@ def certify(minima: Minima, best: int, law: LossLaw, N: Array, D: Array) -> Cert
         agreeing=int(agreeing.sum()),
         next_optimum=float(others.min()) if others.size else None,
         at_bounds=tuple(name for name, hit in checks.items() if hit),
-        condition=jacobian_condition(law, N, D),
+        condition=jacobian_condition(law, N, D, options),
     )

@@ -14,6 +14,7 @@ from llmtrain.scaling.fit_tables import (
     count_table,
     curve_table,
     estimator_table,
+    interaction_table,
     surface_table,
 )
 from llmtrain.scaling.results import Analysis, GroupAnalysis
@@ -38,6 +39,7 @@ def group_tables(group: GroupAnalysis) -> list[Table]:
         forecast_table(group),
         constants_table(group),
         surface_table(group),
+        interaction_table(group),
         steps_table(group),
         shape_table(group),
         count_table(group),

@@ -11,22 +11,26 @@ from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.cost import CostModel
 from llmtrain.scaling.design import NextRun
 from llmtrain.scaling.diagnose import Finding
-from llmtrain.scaling.estimators import Estimate, Fit
+from llmtrain.scaling.estimate import Estimate, Fit
 from llmtrain.scaling.forecast import HeldOut, SeedNoise, Step, parabola_residuals
 from llmtrain.scaling.influence import LeftOut
+from llmtrain.scaling.interaction import InteractionFit
 from llmtrain.scaling.isoflop import Curve
 from llmtrain.scaling.law import Array
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.profile import Profile
 from llmtrain.scaling.runs import Runs
+from llmtrain.scaling.training_curves import TrainingCurves
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OtherCount:
-    """The exponents of the same runs under another parameter count."""
+    """The exponents of the same runs under another parameter or FLOP count."""
 
     params: str
+    flops: str
     a_isoflop: float | None
+    """Null too for FLOPs other than the budgets': runs of one budget differ in them."""
     a_surface: float | None
 
 
@@ -38,6 +42,8 @@ class GroupAnalysis:
     runs: Runs
     budgets_from: str
     """How rows came to their IsoFLOP curves."""
+    training: TrainingCurves | None
+    """Losses along training, where metrics or repeated run ids hold them: Approach 1 only."""
     cost: CostModel
     curves: tuple[Curve, ...]
     estimates: tuple[Estimate, ...]
@@ -69,6 +75,13 @@ class GroupAnalysis:
         """Return a method's fit where it was accepted."""
         found = self.estimate(name)
         return found.fit if found.status == "accepted" else None
+
+    @property
+    def interaction(self) -> InteractionFit | None:
+        """The surface with a term in N and D together, where it was asked for and identified."""
+        fit = self.accepted("interaction") if self.has("interaction") else None
+        assert fit is None or isinstance(fit, InteractionFit)
+        return fit
 
     def shape_residuals(self) -> Array:
         """Return what shape may explain: percent of loss over the surface, or over the parabolas.

@@ -211,16 +211,18 @@ def _stop(workers: Sequence[_Worker]) -> None:
 
 @contextlib.contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Make SIGTERM raise KeyboardInterrupt, as SIGINT does."""
+    """Make SIGTERM and SIGINT raise KeyboardInterrupt, also where SIGINT came in ignored."""
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _serve(pipe: Connection, work: Work, slot: Slot) -> None:

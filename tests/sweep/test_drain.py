@@ -112,7 +112,9 @@ def test_a_signal_to_the_group_saves_and_the_next_drain_ends_with_the_same_loss(
 ):
     config = cell(0, **{"budget.n_tokens": LONG})
     path = write_cells([config])
+    before = signal.signal(number, signal.SIG_DFL)  # nohup would hand HUP on, ignored
     process = start(path)
+    signal.signal(number, before)
     wait_for(lambda: in_training(config))
     os.killpg(process.pid, number)
     code, _, error = finish(process)

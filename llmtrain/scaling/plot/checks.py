@@ -164,8 +164,9 @@ def _draw_forecasts(axis: Axes, held: HeldOut) -> None:
             textcoords="offset points",
             ha="center",
             fontsize=7.5,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
         )
-    axis.axvline(held.loss, color="black", lw=1.0, label=f"measured, {held.loss:.4f}")
+    axis.axvline(held.loss, color="black", lw=1.0, zorder=0.5, label=f"measured, {held.loss:.4f}")
     axis.set_ylim(len(made) - 0.5, -0.9)
     axis.margins(x=0.4)
     axis.set_yticks([])
@@ -180,6 +181,8 @@ def profile_contours(group: GroupAnalysis) -> Figure | None:
     found = group.estimate("log_squares")
     fit, draws = found.fit, found.draws
     if found.reason or not isinstance(fit, ParametricFit) or not isinstance(draws, LawDraws):
+        return None
+    if fit.options.constrained:
         return None
     # Five standard deviations hold the 99 % region, and leave room around it.
     reach = (5.0 * float(np.std(draws.alpha)), 5.0 * float(np.std(draws.beta)))

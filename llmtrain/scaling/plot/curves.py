@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from llmtrain.scaling.bootstrap import LawDraws, PowerDraws, power_of
 from llmtrain.scaling.envelope import EnvelopeFit
-from llmtrain.scaling.estimators import Estimate
+from llmtrain.scaling.estimate import Estimate
 from llmtrain.scaling.isoflop import Curve, IsoflopFit
 from llmtrain.scaling.law import Array
 from llmtrain.scaling.parametric import ParametricFit
@@ -23,6 +23,8 @@ from llmtrain.scaling.plot.style import (
     new_figure,
 )
 from llmtrain.scaling.results import GroupAnalysis
+from llmtrain.scaling.runs import Runs
+from llmtrain.scaling.training_curves import TrainingCurves, smooth
 
 PARAMS_LABELS = {
     "no_input_embedding": "parameters N (head counted, input embedding not)",
@@ -163,11 +165,27 @@ def _line_and_draws(
     return law.at(C), power_of(scale[:, None], power[:, None], C)
 
 
+def _draw_training(axis: Axes, training: TrainingCurves, runs: Runs) -> None:
+    """Draw every run's smoothed curve, as far as it comes near the runs' final losses."""
+    low, high = float(runs.loss.min()), float(runs.loss.max())
+    ceiling = high + 0.25 * (high - low)
+    for name in np.unique(training.run_id):
+        own = training.run_id == name
+        C = training.flops[own]
+        loss = np.exp(smooth(np.log(C), np.log(training.loss[own])))
+        near = loss < ceiling
+        thin = max(1, int(near.sum()) // 60)
+        label = "training curves, smoothed" if name == training.run_id[0] else None
+        axis.plot(C[near][::thin], loss[near][::thin], color="#cfcfcf", lw=0.5, label=label)
+
+
 def envelope(group: GroupAnalysis) -> Figure | None:
     """Draw loss against compute with the lower hull and the fitted compute-optimal loss."""
     figure, (axis,) = new_figure(1, 3.3, width=4.6)
     runs = group.runs
-    axis.plot(runs.flops, runs.loss, "o", ms=3, color="#b8b8b8", mec="none", label="runs")
+    if group.training is not None:
+        _draw_training(axis, group.training, runs)
+    axis.plot(runs.flops, runs.loss, "o", ms=3, color="#8c8c8c", mec="none", label="runs")
     hull = group.accepted("approach1_hull")
     if isinstance(hull, EnvelopeFit) and len(hull.rows):
         minimum = sorted((c.budget, c.params.loss) for c in group.curves if c.used)
@@ -199,5 +217,5 @@ def envelope(group: GroupAnalysis) -> Figure | None:
             )
     log_axis(axis.xaxis, "training FLOPs C", counts=False)
     axis.set_ylabel("validation loss (nats per token)")
-    axis.legend(loc="upper right")
+    axis.legend(loc="lower left")
     return figure

@@ -23,7 +23,8 @@ DRAWN = (
     ),
     (
         "envelope",
-        "Loss against compute, and the least loss the fitted surface expects, with its 90 % band.",
+        "Loss against compute, with the training curves where they are logged, and the least loss "
+        "the fitted surface expects, with its 90 % band.",
         curves.envelope,
     ),
     (

@@ -1,0 +1,55 @@
+"""One method's answer on one table of runs."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from llmtrain.scaling.bootstrap import Interval, LawDraws, PowerDraws
+from llmtrain.scaling.envelope import EnvelopeFit
+from llmtrain.scaling.interaction import InteractionFit
+from llmtrain.scaling.isoflop import IsoflopFit
+from llmtrain.scaling.parametric import ParametricFit
+
+Fit = EnvelopeFit | InteractionFit | IsoflopFit | ParametricFit
+METHODS = {
+    "approach1_hull": "Approach 1, convex hull",
+    "approach1_curves": "Approach 1, hull of curves",
+    "approach1_smoothed": "Approach 1, smoothed curves",
+    "approach2": "Approach 2, parabolas",
+    "approach2_robust": "Approach 2, without outliers",
+    "approach2_corrected": "Approach 2, grid bias removed",
+    "approach2_akima": "Approach 2, Akima",
+    "approach3": "Approach 3, Huber on ln L",
+    "projection": "projection, squares of L",
+    "log_squares": "surface, squares of ln L",
+    "interaction": "surface with a term in N and D",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Estimate:
+    """One method's answer, or why it has none."""
+
+    name: str
+    status: Literal["accepted", "refused"]
+    reason: str
+    """Why it is refused; empty for an accepted one."""
+    fit: Fit | None
+    draws: LawDraws | PowerDraws | None
+    a: float | None
+    """Exponent of N_opt in the recorded FLOPs."""
+    b: float | None
+    a_interval: Interval | None
+    b_interval: Interval | None
+    n_runs: int
+
+    @property
+    def title(self) -> str:
+        """Name for readers."""
+        return METHODS[self.name]
+
+    @property
+    def width(self) -> float:
+        """Width of the interval of a; infinite where there is none."""
+        return np.inf if self.a_interval is None else self.a_interval.high - self.a_interval.low

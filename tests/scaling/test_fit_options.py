@@ -1,0 +1,138 @@
+"""Options of the surface fits: tied exponents, a given floor, a term in N and D together."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmtrain.scaling.analysis import analyze
+from llmtrain.scaling.config import AnalyzeConfig
+from llmtrain.scaling.cost import SIX_N_D
+from llmtrain.scaling.estimate import Estimate
+from llmtrain.scaling.interaction import fit_interaction
+from llmtrain.scaling.law import Array, LossLaw
+from llmtrain.scaling.load import load_runs
+from llmtrain.scaling.parametric import FitOptions, ParametricFit, fit_parametric
+from llmtrain.scaling.results import GroupAnalysis
+from llmtrain.spec.errors import ConfigError, FitRefusedError
+from llmtrain.spec.record import RunRecord
+
+LAW = LossLaw(E=1.7, A=400.0, B=900.0, alpha=0.34, beta=0.33)
+SQUARES = FitOptions(delta=np.inf)
+
+
+def crossed(n_sizes: int = 8, n_ratios: int = 6) -> tuple[Array, Array]:
+    """Every size at every ratio of tokens."""
+    N = np.repeat(np.geomspace(1e7, 3e9, n_sizes), n_ratios)
+    return N, N * np.tile(np.geomspace(2.0, 300.0, n_ratios), n_sizes)
+
+
+def with_term(N: Array, D: Array, kappa: float) -> Array:
+    u, v = LAW.A * N**-LAW.alpha, LAW.B * D**-LAW.beta
+    return np.asarray(LAW.E + u + v + kappa * u * v)
+
+
+def test_a_planted_interaction_comes_back_and_is_asked_for() -> None:
+    N, D = crossed()
+    loss = with_term(N, D, 0.8)
+    base = fit_parametric(N, D, loss, SQUARES)
+    fit, draws = fit_interaction(base, (N, D, loss, 6 * N * D), SIX_N_D, n_draws=50, seed=0)
+    found = (fit.E, fit.A, fit.B, fit.alpha, fit.beta, fit.K / fit.A / fit.B)
+    assert found == pytest.approx((1.7, 400.0, 900.0, 0.34, 0.33, 0.8), rel=1e-4)
+    assert fit.asked_for
+    assert fit.agreeing >= 2
+    assert draws.failed == 0
+
+
+def test_the_optimum_with_a_term_is_the_numerical_minimum() -> None:
+    N, D = crossed()
+    loss = with_term(N, D, 0.8)
+    base = fit_parametric(N, D, loss, SQUARES)
+    fit, _ = fit_interaction(base, (N, D, loss, 6 * N * D), SIX_N_D, n_draws=20, seed=0)
+    flops = np.geomspace((6 * N * D).min(), (6 * N * D).max(), 9)
+    sizes = np.geomspace(1e5, 1e12, 200_001)
+    best = [sizes[with_term(sizes, C / 6 / sizes, 0.8).argmin()] for C in flops]
+    slope = np.polyfit(np.log(flops), np.log(best), 1)[0]
+    assert fit.a == pytest.approx(slope, abs=1e-3)
+    assert fit.a + fit.b == pytest.approx(1.0, abs=1e-9)
+
+
+def test_a_plain_law_asks_for_no_interaction_but_once_in_a_hundred() -> None:
+    N, D = crossed()
+    rng = np.random.default_rng(3)
+    asked, covered, fits = 0, 0, 60
+    for draw in range(fits):
+        loss = LAW.loss(N, D) * np.exp(0.004 * rng.standard_normal(len(N)))
+        base = fit_parametric(N, D, loss, SQUARES)
+        fit, _ = fit_interaction(base, (N, D, loss, 6 * N * D), SIX_N_D, n_draws=200, seed=draw)
+        asked += fit.asked_for
+        assert fit.share_interval is not None
+        covered += fit.share_interval.low <= 0.0 <= fit.share_interval.high
+    assert asked <= 4
+    assert covered >= 0.78 * fits
+
+
+def test_a_ladder_cannot_tell_an_interaction_and_is_refused() -> None:
+    N = np.geomspace(1e7, 1e9, 12)
+    loss = LAW.loss(N, 20 * N) * np.exp(0.002 * np.random.default_rng(0).standard_normal(12))
+    base = fit_parametric(N, 20 * N, loss, SQUARES)
+    with pytest.raises(FitRefusedError, match=r"not identified|not certified|no law"):
+        fit_interaction(base, (N, 20 * N, loss, 120 * N * N), SIX_N_D, n_draws=20, seed=0)
+
+
+def surfaces(group: GroupAnalysis) -> list[tuple[Estimate, ParametricFit]]:
+    pairs = [(e, e.fit) for e in group.estimates]
+    return [(e, fit) for e, fit in pairs if isinstance(fit, ParametricFit)]
+
+
+def test_tie_and_floor_reach_every_surface_its_draws_and_the_checklist(
+    planted_sweep: Callable[..., Path], analyze_config: Callable[..., AnalyzeConfig]
+) -> None:
+    runs = load_runs(planted_sweep())
+    group = analyze(analyze_config(tie=True), runs).groups[0]
+    found = surfaces(group)
+    assert len(found) == 3
+    for estimate, fit in found:
+        assert fit.law.alpha == pytest.approx(fit.law.beta, rel=1e-12)
+        assert estimate.a_interval is not None
+        assert estimate.a_interval.high - estimate.a_interval.low < 1e-9
+    assert group.profile is None
+    for _, fit in surfaces(analyze(analyze_config(floor=0.9), runs).groups[0]):
+        assert pytest.approx(0.9, rel=1e-12) == fit.law.E
+        assert fit.law.alpha == pytest.approx(0.38, abs=0.03)
+
+
+def test_interaction_is_a_row_with_its_certificate_and_says_what_the_runs_ask_for(
+    planted_sweep: Callable[..., Path], analyze_config: Callable[..., AnalyzeConfig]
+) -> None:
+    group = analyze(analyze_config(interaction=True), load_runs(planted_sweep())).groups[0]
+    row = group.estimate("interaction")
+    assert row.status == "accepted" or row.reason
+    if group.interaction is not None:
+        message = next(f.message for f in group.findings if f.code == "interaction")
+        assert "do not ask for" in message
+    with pytest.raises(ConfigError, match="leave tie and floor out"):
+        analyze_config(interaction=True, tie=True)
+
+
+def test_every_flop_count_of_the_records_gets_its_exponent(
+    planted_sweep: Callable[..., Path], analyze_config: Callable[..., AnalyzeConfig]
+) -> None:
+    law = LossLaw(E=0.9, A=60.0, B=90.0, alpha=0.38, beta=0.33)
+
+    def counted(record: RunRecord) -> RunRecord:
+        six_nd = 6.0 * record.params["no_input_embedding"] * record.n_tokens
+        return dataclasses.replace(record, flops={**record.flops, "with_head": six_nd})
+
+    runs = load_runs(planted_sweep(law=law, sd=0.0, change=counted))
+    group = analyze(analyze_config(), runs).groups[0]
+    found = {(other.params, other.flops): other for other in group.counts}
+    assert len(found) == 6
+    other = found["no_input_embedding", "with_head"]
+    assert other.a_surface == pytest.approx(law.a, abs=1e-4)
+    assert other.a_isoflop is None
+    own = found["no_input_embedding", "full_attention"]
+    assert own.a_isoflop is not None
+    assert own.a_surface == pytest.approx(group.estimate("approach3").a, abs=1e-9)
