@@ -174,6 +174,8 @@ def _demo(cell: Cell, batch_tokens: float) -> Hyperparameters:
     )
 
 
+# Tests hold the rates and batches of the published rules against printed values. Their betas, decay
+# and warmup, and Power Lines' base rate, are the papers' as recalled and have not been checked.
 RULES: dict[RecipeName, Rule] = {
     "porian": Rule(
         batch_tokens=lambda cell: 0.00037 * cell.n_params**0.703 * 2048,
@@ -202,7 +204,7 @@ RULES: dict[RecipeName, Rule] = {
     "demo": Rule(
         batch_tokens=lambda cell: 512.0 * (cell.n_tokens / 1e6) ** 0.5,
         rest=_demo,
-        valid_params=(3.5e3, 2e5),
+        valid_params=(3.5e3, 1e5),
         source="docs/experiments.md, measured on the demo's own sizes",
     ),
 }
