@@ -22,6 +22,10 @@ class EnvelopeFit:
     name: str
     rows: NDArray[np.intp]
     """Rows of the input on the hull, by rising C."""
+    flops: Array
+    """C of those rows."""
+    loss: Array
+    """Their loss, nats per token."""
     params_law: PowerLaw
     tokens_law: PowerLaw
 
@@ -52,6 +56,8 @@ def fit_envelope(
     return EnvelopeFit(
         name=name,
         rows=rows,
+        flops=C[rows],
+        loss=loss[rows],
         params_law=fit_power_law(C[rows], N[rows]),
         tokens_law=fit_power_law(C[rows], D[rows]),
     )

@@ -184,7 +184,8 @@ def fit_lowest(curves: SmoothCurves) -> EnvelopeFit:
 
     Raises FitRefusedError where fewer than three sizes are ever the lowest.
     """
-    log_n, log_d, _ = (column[0] for column in curves.lowest(np.ones((1, len(curves.log_params)))))
+    columns = curves.lowest(np.ones((1, len(curves.log_params))))
+    log_n, log_d, log_loss = (column[0] for column in columns)
     known = np.flatnonzero(np.isfinite(log_n))
     if len(np.unique(log_n[known])) < MIN_RUNS:
         raise FitRefusedError(
@@ -194,6 +195,8 @@ def fit_lowest(curves: SmoothCurves) -> EnvelopeFit:
     return EnvelopeFit(
         name="approach1_smoothed",
         rows=known,
+        flops=C,
+        loss=np.exp(log_loss[known]),
         params_law=fit_power_law(C, np.exp(log_n[known])),
         tokens_law=fit_power_law(C, np.exp(log_d[known])),
     )

@@ -8,7 +8,7 @@ from llmtrain.scaling.bootstrap import Interval, LawDraws, PowerDraws, interval
 from llmtrain.scaling.isoflop import IsoflopFit
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.results import GroupAnalysis
-from llmtrain.scaling.wording import count, count_span, flops, span
+from llmtrain.scaling.wording import count, count_span, counted, flops, span
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,11 +68,11 @@ def verdict(group: GroupAnalysis) -> list[str]:
     if main is None or aim is None:
         reasons = "; ".join(f"{e.title}: {e.reason}" for e in group.estimates if e.reason)
         return [f"No law: every method refuses these runs. {reasons}"]
-    counted = group.runs.conventions
+    given = group.runs.conventions
     lines = [
         f"N_opt grows as C^{main.a:.3f} {span(main.a_interval)} and D_opt as C^{main.b:.3f} "
-        f"{span(main.b_interval)} by {main.title} (90 % intervals; N {counted.params}, "
-        f"C {counted.flops}).",
+        f"{span(main.b_interval)} by {main.title} (90 % intervals; "
+        f"{counted(given.params, given.flops)}).",
         f"At C = {flops(aim.flops)} train N = {count(aim.params)} "
         f"{count_span(aim.params_interval)} on D = {count(aim.tokens)} tokens "
         f"{count_span(aim.tokens_interval)}, {aim.tokens / aim.params:.3g} tokens per parameter.",

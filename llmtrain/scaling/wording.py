@@ -4,6 +4,20 @@ from dataclasses import dataclass
 
 from llmtrain.scaling.bootstrap import Interval
 
+PARAMS_WORDS = {
+    "no_input_embedding": "head counted, input embedding not",
+    "non_embedding": "non-embedding",
+    "total": "all parameters",
+}
+FLOPS_WORDS = {
+    "non_embedding": "6 N D of the blocks alone",
+    "with_head": "blocks and head, no attention",
+    "causal_attention": "matmuls with causal attention",
+    "full_attention": "matmuls with full attention",
+    "chinchilla": "Chinchilla's appendix F",
+    "total": "6 N D of all parameters",
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
@@ -13,6 +27,12 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+
+
+def counted(params: str, flops: str) -> str:
+    """Return the conventions of N and C in words; a name of its own stays as it is."""
+    n, c = PARAMS_WORDS.get(params, params), FLOPS_WORDS.get(flops, flops)
+    return f"N: {n}; C: {c}"
 
 
 def count(value: float) -> str:

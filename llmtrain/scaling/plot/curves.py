@@ -15,7 +15,6 @@ from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.plot.style import (
     GREY,
     METHOD_COLOURS,
-    RED,
     budget_colours,
     flops_label,
     legend_below,
@@ -23,19 +22,18 @@ from llmtrain.scaling.plot.style import (
     new_figure,
 )
 from llmtrain.scaling.results import GroupAnalysis
-from llmtrain.scaling.runs import Runs
-from llmtrain.scaling.training_curves import TrainingCurves, smooth
-
-PARAMS_LABELS = {
-    "no_input_embedding": "parameters N (head counted, input embedding not)",
-    "non_embedding": "parameters N (non-embedding)",
-    "total": "parameters N (all)",
-}
+from llmtrain.scaling.wording import PARAMS_WORDS
 
 
 def params_label(group: GroupAnalysis) -> str:
     """Return the axis label of N, with its convention."""
-    return PARAMS_LABELS.get(group.runs.conventions.params, "parameters N")
+    words = PARAMS_WORDS.get(group.runs.conventions.params)
+    return f"parameters N ({words})" if words else "parameters N"
+
+
+def loss_label(group: GroupAnalysis) -> str:
+    """Return the axis label of the loss: records hold the validation loss, a table may not."""
+    return f"{'validation' if group.runs.records else 'final'} loss (nats per token)"
 
 
 def isoflop_curves(group: GroupAnalysis) -> Figure | None:
@@ -50,7 +48,7 @@ def isoflop_curves(group: GroupAnalysis) -> Figure | None:
         for curve, colour in zip(group.curves, colours, strict=True):
             _draw_curve(axis, group, curve, pick, colour)
         log_axis(axis.xaxis, label, counts=True)
-    axes[0].set_ylabel("validation loss (nats per token)")
+    axes[0].set_ylabel(loss_label(group))
     _crop(axes, group)
     legend_below(figure, axes[0], "training FLOPs of the curve; stars are minima", 6)
     return figure
@@ -163,59 +161,3 @@ def _line_and_draws(
     scale = draws.params_coefficient if which == "params" else draws.tokens_coefficient
     power = draws.a if which == "params" else draws.b
     return law.at(C), power_of(scale[:, None], power[:, None], C)
-
-
-def _draw_training(axis: Axes, training: TrainingCurves, runs: Runs) -> None:
-    """Draw every run's smoothed curve, as far as it comes near the runs' final losses."""
-    low, high = float(runs.loss.min()), float(runs.loss.max())
-    ceiling = high + 0.25 * (high - low)
-    for name in np.unique(training.run_id):
-        own = training.run_id == name
-        C = training.flops[own]
-        loss = np.exp(smooth(np.log(C), np.log(training.loss[own])))
-        near = loss < ceiling
-        thin = max(1, int(near.sum()) // 60)
-        label = "training curves, smoothed" if name == training.run_id[0] else None
-        axis.plot(C[near][::thin], loss[near][::thin], color="#cfcfcf", lw=0.5, label=label)
-
-
-def envelope(group: GroupAnalysis) -> Figure | None:
-    """Draw loss against compute with the lower hull and the fitted compute-optimal loss."""
-    figure, (axis,) = new_figure(1, 3.3, width=4.6)
-    runs = group.runs
-    if group.training is not None:
-        _draw_training(axis, group.training, runs)
-    axis.plot(runs.flops, runs.loss, "o", ms=3, color="#8c8c8c", mec="none", label="runs")
-    hull = group.accepted("approach1_hull")
-    if isinstance(hull, EnvelopeFit) and len(hull.rows):
-        minimum = sorted((c.budget, c.params.loss) for c in group.curves if c.used)
-        if minimum:
-            axis.plot(
-                *zip(*minimum, strict=True),
-                "*",
-                ms=9,
-                color=METHOD_COLOURS["approach2"],
-                mec="black",
-                mew=0.6,
-                label="minima of the parabolas",
-                zorder=5,
-            )
-    surface = group.surface
-    if surface is not None and isinstance(surface.fit, ParametricFit):
-        C = np.geomspace(runs.flops.min(), group.target_flops, 80)
-        axis.plot(
-            C,
-            group.cost.loss_opt(surface.fit.law, C),
-            color=METHOD_COLOURS.get(surface.name, RED),
-            label=f"optimum of {surface.title}",
-        )
-        if isinstance(surface.draws, LawDraws) and len(surface.draws.E) >= 20:
-            rows = np.array([group.cost.loss_opt(law, C) for law in surface.draws.laws()])
-            low, high = np.quantile(rows, [0.05, 0.95], axis=0)
-            axis.fill_between(
-                C, low, high, color=METHOD_COLOURS.get(surface.name, RED), alpha=0.15, lw=0
-            )
-    log_axis(axis.xaxis, "training FLOPs C", counts=False)
-    axis.set_ylabel("validation loss (nats per token)")
-    axis.legend(loc="lower left")
-    return figure

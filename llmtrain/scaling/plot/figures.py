@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmtrain.scaling.plot import checks, curves
+from llmtrain.scaling.plot import checks, curves, envelope
 from llmtrain.scaling.plot.style import save, styled
 from llmtrain.scaling.results import GroupAnalysis
 
@@ -23,9 +23,11 @@ DRAWN = (
     ),
     (
         "envelope",
-        "Loss against compute, with the training curves where they are logged, and the least loss "
-        "the fitted surface expects, with its 90 % band.",
-        curves.envelope,
+        "Loss against compute: the runs at their end, those on the convex hull that Approach 1 is "
+        "fitted to, and the least loss the fitted surface expects, with its 90 % band. Grey lines: "
+        "the loss along training, smoothed, where it is logged (the training loss; the validation "
+        "loss of runs that repeat their text).",
+        envelope.envelope,
     ),
     (
         "backtest",
