@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from llmtrain.spec.bill import BillConfig
 from llmtrain.spec.build import build
 from llmtrain.spec.check import check, check_between, check_name, check_positive
 from llmtrain.spec.config import (
@@ -174,6 +175,7 @@ class TrainConfig:
     runtime: RuntimeConfig
     checkpoint: CheckpointConfig
     tracking: TrackingConfig
+    bill: BillConfig
     seed: int
     """Seed of the weights and of the order of the data."""
     name: str
