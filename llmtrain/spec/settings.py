@@ -188,9 +188,9 @@ class TrainConfig:
         check_name("name", self.name)
         check_between("seed", self.seed, 0, 2**31 - 1)
         check(
-            self.evaluation.n_tokens >= self.seq_len.seq_len,
-            f"evaluation.n_tokens={self.evaluation.n_tokens} must hold at least one row of "
-            f"seq_len.seq_len={self.seq_len.seq_len}",
+            self.evaluation.n_tokens >= 2 * self.seq_len.seq_len,
+            f"evaluation.n_tokens={self.evaluation.n_tokens} must hold two rows of "
+            f"seq_len.seq_len={self.seq_len.seq_len}: one row has no standard error",
         )
 
 

@@ -71,10 +71,9 @@ class Evaluator:
         by_row = self.team.sum(losses).double().cpu()
         loss = float(by_row.mean())
         n_tokens = self.targets.numel()
-        spread = float(by_row.std()) if len(by_row) > 1 else float("nan")
         return Evaluation(
             loss=loss,
             bpb=loss * n_tokens / math.log(2) / self.n_bytes,
             n_tokens=n_tokens,
-            se=spread / math.sqrt(len(by_row)),
+            se=float(by_row.std()) / math.sqrt(n_rows),
         )

@@ -83,3 +83,10 @@ def test_hash_ignores_order_and_spelling_but_not_content(raw):
     assert config_hash(build_run(reordered)[0]) == config_hash(config)
     raw["seed"] = 1
     assert config_hash(build_run(raw)[0]) != config_hash(config)
+
+
+def test_one_row_of_evaluation_is_refused_before_training(raw):
+    """Its standard error would be NaN, and no record can hold that."""
+    raw["evaluation"]["n_tokens"] = 2 * raw["seq_len"]["seq_len"] - 1
+    with pytest.raises(ConfigError, match=r"must hold two rows of seq_len.seq_len"):
+        build_run(raw)

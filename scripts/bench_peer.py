@@ -1,0 +1,177 @@
+"""The demo's cells beside nanoGPT's own training loop: same shapes, batches, text and precision."""
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from edge import compose
+
+from llmtrain.corpus.manifest import read_manifest
+from llmtrain.corpus.prepare import prepare
+from llmtrain.corpus.shards import open_corpus
+from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.record import read_record
+from llmtrain.spec.rundir import run_directory
+from llmtrain.spec.settings import TrainConfig, build_run
+from llmtrain.sweep.grid import Cell, plan_sweep
+from llmtrain.sweep.launcher import cell_job
+from llmtrain.sweep.pool import Slot, Watcher, make_slots, run_jobs
+from llmtrain.sweep.sweeper import raise_failures
+from llmtrain.training.worker import work
+
+PEER_FILES = ("train.py", "model.py", "configurator.py")
+PEER_STEPS, OWN_STEPS = 60, 200
+SETTLE = 10
+"""Steps of the peer that are not timed."""
+ITERATION = re.compile(r"iter (\d+): .* time ([0-9.]+)ms")
+# What its train.py reads its vocabulary from: {'vocab_size': 256} in the oldest, textual protocol.
+META = b"(dS'vocab_size'\nI256\ns."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """One shape and batch, timed on both sides; tokens per second of both cores together."""
+
+    d_model: int
+    n_layers: int
+    batch_tokens: int
+    n_tokens: int
+    """Tokens of the demo's cells of this shape and batch."""
+    own: tuple[float, ...]
+    peer: tuple[float, ...]
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster than the peer, by medians."""
+        return median(self.own) / median(self.peer)
+
+
+def bench_peer(peer: Path, repeats: int) -> list[Pair]:
+    """Time every shape and batch of the demo on both sides, in turn, `repeats` times.
+
+    The peer runs as its own program: one process, eager, float32, as many threads as cores. Ours
+    runs as a sweep does: a warm worker of one thread on every core, each training the same cell.
+    Start-up, evaluation and checkpoints are left out on both sides.
+    """
+    missing = [name for name in PEER_FILES if not (peer / name).is_file()]
+    if missing:
+        raise ConfigError(f"peer={peer} has no {', '.join(missing)}: give a checkout of nanoGPT")
+    config, sweep = build_run(compose("train", ["sweep=demo", "tracking.wandb=disabled"]))
+    assert sweep is not None
+    manifest = read_manifest(directory := prepare(config.data))
+    cells = plan_sweep(config, sweep, unique_tokens=manifest.train.n_tokens).cells
+    slots = make_slots(1)
+    groups = list(_shapes(cells))
+    theirs: list[list[float]] = [[] for _ in groups]
+    ours: list[list[float]] = [[] for _ in groups]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        _set_up(peer, root / "peer", open_corpus(directory).train)
+        for repeat in range(repeats):
+            for rates, (cell, *_) in zip(theirs, groups, strict=True):
+                rates.append(_peer_rate(root / "peer", cell, len(slots)))
+            found = _own_rates([group[0] for group in groups], slots, root / f"runs{repeat}")
+            for rates, rate in zip(ours, found, strict=True):
+                rates.append(rate)
+    return [
+        Pair(
+            d_model=group[0].config.model.d_model,
+            n_layers=group[0].config.model.n_layers,
+            batch_tokens=group[0].plan.batch_tokens,
+            n_tokens=sum(cell.plan.n_tokens for cell in group),
+            own=tuple(own),
+            peer=tuple(other),
+        )
+        for group, own, other in zip(groups, ours, theirs, strict=True)
+    ]
+
+
+def overall(pairs: list[Pair]) -> float:
+    """Return the ratio of the times that all cells of the demo would take."""
+    theirs = sum(pair.n_tokens / median(pair.peer) for pair in pairs)
+    return theirs / sum(pair.n_tokens / median(pair.own) for pair in pairs)
+
+
+def _shapes(cells: tuple[Cell, ...]) -> Iterator[list[Cell]]:
+    def key(cell: Cell) -> tuple[int, int, int]:
+        return cell.config.model.d_model, cell.config.model.n_layers, cell.plan.batch_tokens
+
+    for _, group in groupby(sorted(cells, key=key), key=key):
+        yield list(group)
+
+
+def _set_up(peer: Path, root: Path, tokens: np.ndarray) -> None:
+    data = root / "data" / "bench"
+    data.mkdir(parents=True)
+    for name in PEER_FILES:
+        shutil.copy(peer / name, root / name)
+    for name in ("train.bin", "val.bin"):
+        np.asarray(tokens[:4_000_000]).astype(np.uint16).tofile(data / name)
+    (data / "meta.pkl").write_bytes(META)
+
+
+def _peer_rate(root: Path, cell: Cell, n_threads: int) -> float:
+    """Return the peer's tokens per second: the median step after it has settled."""
+    plan, model = cell.plan, cell.config.model
+    rows = plan.batch_tokens // plan.block_len
+    arguments = {
+        "dataset": "bench", "device": "cpu", "compile": False, "dtype": "float32",
+        "eval_interval": 10**6, "eval_iters": 1, "log_interval": 1, "dropout": 0.0,
+        "always_save_checkpoint": False, "out_dir": str(root / "out"),
+        "gradient_accumulation_steps": 1, "batch_size": rows, "block_size": plan.block_len,
+        "n_layer": model.n_layers, "n_head": model.n_heads, "n_embd": model.d_model,
+        "max_iters": PEER_STEPS, "lr_decay_iters": PEER_STEPS, "warmup_iters": 10,
+        "learning_rate": plan.hyper.peak_lr,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "train.py", *(f"--{key}={value}" for key, value in arguments.items())],
+        cwd=root,
+        env=os.environ | {"OMP_NUM_THREADS": str(n_threads)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    steps = [float(ms) for k, ms in ITERATION.findall(done.stdout) if int(k) > SETTLE]
+    if done.returncode != 0 or not steps:
+        raise ConfigError(f"the peer's train.py failed: {done.stderr.strip().splitlines()[-1:]}")
+    return plan.batch_tokens / median(steps) * 1e3
+
+
+def _own_rates(cells: list[Cell], slots: list[Slot], runs_root: Path) -> list[float]:
+    """Return tokens per second of all warm workers together, each cell on every core at once."""
+    configs = [
+        [_shortened(cell, seed, runs_root) for seed, _ in enumerate(slots)] for cell in cells
+    ]
+    jobs = [cell_job(config) for group in configs for config in group]
+    raise_failures(run_jobs(jobs, work, slots, Watcher()))
+    records = [[read_record(run_directory(config)) for config in group] for group in configs]
+    return [sum(r.tokens_per_second for r in group if r is not None) for group in records]
+
+
+def _shortened(cell: Cell, seed: int, runs_root: Path) -> TrainConfig:
+    """Return the cell cut to OWN_STEPS steps of the same batch, with the least evaluation."""
+    config, plan = cell.config, cell.plan
+    return dataclasses.replace(
+        config,
+        seed=seed,
+        name="bench",
+        runs_root=str(runs_root),
+        budget=dataclasses.replace(
+            config.budget, flops=None, n_tokens=OWN_STEPS * plan.batch_tokens
+        ),
+        recipe=dataclasses.replace(config.recipe, batch_tokens=plan.batch_tokens),
+        evaluation=dataclasses.replace(
+            config.evaluation, n_tokens=2 * plan.block_len, points=1, sample_tokens=0
+        ),
+    )
