@@ -35,6 +35,7 @@ from llmtrain.scaling.parametric import ParametricFit, fit_parametric
 from llmtrain.scaling.profile import profile_exponent
 from llmtrain.scaling.results import Analysis, GroupAnalysis, OtherCount
 from llmtrain.scaling.runs import Runs
+from llmtrain.scaling.texts import loss_scale
 from llmtrain.scaling.training_curves import TrainingCurves, curves_of
 from llmtrain.scaling.trunks import branch_costs, can_branch
 from llmtrain.scaling.wording import span
@@ -63,13 +64,15 @@ def compare_with(analysis: Analysis, base: Side) -> Analysis:
         cost=group.cost,
         params=given.params,
         flops=given.flops,
+        texts=given.texts,
     )
     budgets = group.runs.budgets
     flops = (
         budgets if len(budgets) else np.geomspace(group.runs.flops.min(), group.runs.flops.max(), 4)
     )
     found = compute_multiplier(base, own, np.append(flops, group.target_flops))
-    return replace(analysis, multipliers=tuple(found))
+    _, notes = loss_scale(base.texts, own.texts)
+    return replace(analysis, multipliers=tuple(found), multiplier_notes=notes)
 
 
 def analyze(config: AnalyzeConfig, runs: Runs, training: TrainingCurves | None = None) -> Analysis:
