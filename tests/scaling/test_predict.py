@@ -92,6 +92,10 @@ def test_every_draw_answers_the_question_by_itself(law_json: Path) -> None:
     assert by_hand is not None
     assert at_budget.params_interval.low == pytest.approx(by_hand.low, rel=1e-9)
     assert at_budget.params_interval.high == pytest.approx(by_hand.high, rel=1e-9)
+    by_hand = interval(law.cost.tokens(1e13, law.draws.n_opt(1e13, law.cost)))
+    assert at_budget.tokens_interval is not None
+    assert by_hand is not None
+    assert at_budget.tokens_interval.high == pytest.approx(by_hand.high, rel=1e-9)
     assert at_budget.flops_interval is None
     (for_loss,) = ask(law=str(law_json), loss=at_budget.loss or 0.0)
     assert for_loss.flops == pytest.approx(1e13, rel=1e-6)
