@@ -5,7 +5,8 @@
   python scripts/predict.py gpu_hours=1000 mfu=0.4 peak_tflops=989
   python scripts/predict.py params=70e9 tokens=1.4e12       what the pair reaches and wastes
   python scripts/predict.py flops=1e23 unique_tokens=1e11 inference_tokens=1e13
-  python scripts/predict.py table=models
+  python scripts/predict.py table=models                    what known budgets would have bought
+  python scripts/predict.py table=laws                      the printed laws and their caveats
 
 Every key stands in configs/predict.yaml.
 """
@@ -14,12 +15,17 @@ from edge import compose, run_edge
 from rich.console import Console
 from rich.table import Table
 
+from llmtrain.scaling.any_law import find_law
 from llmtrain.scaling.config import PredictConfig
-from llmtrain.scaling.models_table import model_table
-from llmtrain.scaling.predict import Prediction, find_law, predict
-from llmtrain.scaling.published import TABLE_LAWS
-from llmtrain.scaling.wording import count, count_span, flops, span
+from llmtrain.scaling.models_table import TABLE_LAWS, model_table
+from llmtrain.scaling.predict import Prediction, predict
+from llmtrain.scaling.published import REGISTRY
+from llmtrain.scaling.wording import count, count_span, flops, flops_span, percent_span, span
 from llmtrain.spec.build import build
+
+TITLES = (
+    "question", "FLOPs", "90 %", "N", "90 %", "D", "90 %", "D/N", "loss", "90 %", "wasted", "90 %",
+)  # fmt: skip
 
 
 def row(found: Prediction) -> list[str]:
@@ -27,6 +33,7 @@ def row(found: Prediction) -> list[str]:
     return [
         found.question,
         flops(found.flops),
+        flops_span(found.flops_interval),
         count(found.params),
         count_span(found.params_interval),
         count(found.tokens),
@@ -35,6 +42,7 @@ def row(found: Prediction) -> list[str]:
         "–" if found.loss is None else f"{found.loss:.4f}",
         span(found.loss_interval, ".4f"),
         "–" if found.wasted is None else f"{100 * found.wasted:.1f} %",
+        percent_span(found.wasted_interval),
     ]
 
 
@@ -53,25 +61,43 @@ def print_models(console: Console) -> None:
     console.print("wasted: share of 6ND that an optimal run of equal loss saves, by besiroglu2024")
     for line in rows:
         sizes = [n for n, _ in line.optima]
-        spread = f"{count(min(sizes))} to {count(max(sizes))} parameters over the laws"
+        n, d = line.optima[0]
+        first = f"its budget buys {count(n)} parameters on {count(d)} tokens by {TABLE_LAWS[0]}"
+        spread = f"{first}, {count(min(sizes))} to {count(max(sizes))} parameters over the laws"
         note = f"; {line.note}" if line.note else ""
         console.print(f"{line.name}: {spread}{note}", markup=False)
+
+
+def print_laws(console: Console) -> None:
+    """Print the registry: every printed law, how it counts and what to beware of."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("law", "a", "b", "N counts", "C counts", "data", "loss", "confirmed by"):
+        table.add_column(name)
+    for law in REGISTRY:
+        exponents = (f"{power.exponent:.4f}" for power in (law.params_law, law.tokens_law))
+        has_loss = "no" if law.loss_law is None else "yes"
+        table.add_row(law.key, *exponents, law.params, law.flops, law.data, has_loss, law.confirmed)
+    console.print(table)
+    for law in REGISTRY:
+        caveat = f"; {law.warning}" if law.warning else ""
+        console.print(f"{law.key}: {law.source}{caveat}", markup=False)
 
 
 def print_predictions(console: Console, config: PredictConfig) -> None:
     """Print the answers to the configuration's questions."""
     law = find_law(config)
     found = predict(config, law)
+    rows = [row(prediction) for prediction in found]
     table = Table(box=None, pad_edge=False)
-    titles = ("question", "FLOPs", "N", "90 %", "D", "90 %", "D/N", "loss", "90 %", "wasted")
-    for i, title in enumerate(titles):
-        table.add_column(title, justify="right" if i else "left")
-    for prediction in found:
-        table.add_row(*row(prediction))
+    shown = [i for i in range(len(TITLES)) if any(line[i] != "–" for line in rows)]
+    for i in shown:
+        table.add_column(TITLES[i], justify="right" if i else "left")
+    for line in rows:
+        table.add_row(*(line[i] for i in shown))
     console.print(f"{law.name}: {law.source}", markup=False)
     console.print(f"N counts {law.params}; C counts {law.flops}", markup=False)
     console.print(table)
-    best = found[0]
+    best = found[-1]
     console.print(
         f"{count(best.params)} parameters, {count(best.tokens)} tokens at {flops(best.flops)} FLOPs"
     )
@@ -87,6 +113,8 @@ def main(overrides: list[str]) -> None:
         console.width = 200  # a file or a pipe has no width; nothing may be cut
     if config.table == "models":
         print_models(console)
+    elif config.table == "laws":
+        print_laws(console)
     else:
         print_predictions(console, config)
 

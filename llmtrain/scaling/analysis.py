@@ -35,7 +35,9 @@ from llmtrain.scaling.parametric import ParametricFit, fit_parametric
 from llmtrain.scaling.profile import profile_exponent
 from llmtrain.scaling.results import Analysis, GroupAnalysis, OtherCount
 from llmtrain.scaling.runs import Runs
+from llmtrain.scaling.texts import loss_scale
 from llmtrain.scaling.training_curves import TrainingCurves, curves_of
+from llmtrain.scaling.trunks import branch_costs, can_branch
 from llmtrain.scaling.wording import span
 from llmtrain.spec.errors import ConfigError, FitRefusedError
 
@@ -62,13 +64,15 @@ def compare_with(analysis: Analysis, base: Side) -> Analysis:
         cost=group.cost,
         params=given.params,
         flops=given.flops,
+        texts=given.texts,
     )
     budgets = group.runs.budgets
     flops = (
         budgets if len(budgets) else np.geomspace(group.runs.flops.min(), group.runs.flops.max(), 4)
     )
     found = compute_multiplier(base, own, np.append(flops, group.target_flops))
-    return replace(analysis, multipliers=tuple(found))
+    _, notes = loss_scale(base.texts, own.texts)
+    return replace(analysis, multipliers=tuple(found), multiplier_notes=notes)
 
 
 def analyze(config: AnalyzeConfig, runs: Runs, training: TrainingCurves | None = None) -> Analysis:
@@ -153,7 +157,10 @@ def _about_surface(group: GroupAnalysis) -> dict[str, Any]:
 
 
 def _next_runs(group: GroupAnalysis, fit: ParametricFit) -> tuple[NextRun, ...]:
-    """Rank cells of the sizes at hand, at their budgets and at 3 and 10 times the largest."""
+    """Rank cells of the sizes at hand, at their budgets and at 3 and 10 times the largest.
+
+    Costs are FLOPs: of the branch, where the runs' schedule has a part that branches can leave.
+    """
     runs, C = group.runs, group.target_flops
     sizes = np.unique(runs.params)
     budgets = runs.budgets if len(runs.budgets) else np.quantile(runs.flops, [0.1, 0.5, 1.0])
@@ -165,12 +172,15 @@ def _next_runs(group: GroupAnalysis, fit: ParametricFit) -> tuple[NextRun, ...]:
     )
     n_target = float(group.cost.n_opt(fit.law, C))
     noise = float(np.std(fit.residuals(runs.params, runs.tokens, runs.loss)))
+    n, d, cost = n[inside], d[inside], cost[inside]
+    if can_branch(runs):
+        cost = branch_costs(runs, n, d, cost, in_turn=False)
     try:
         chosen = next_runs(
             fit.law,
             (runs.params, runs.tokens),
             (n_target, float(group.cost.tokens(C, n_target))),
-            (n[inside], d[inside], cost[inside]),
+            (n, d, cost),
             noise=noise,
             n_runs=5,
         )

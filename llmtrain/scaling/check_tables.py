@@ -4,12 +4,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from llmtrain.scaling.design import should_stop
 from llmtrain.scaling.results import GroupAnalysis
 from llmtrain.scaling.wording import Table, count, flops, span
-
-STOP_BELOW = 0.005
-"""Relative standard deviation of the forecast loss at which the report says stop."""
 
 
 def forecast_table(group: GroupAnalysis) -> Table | None:
@@ -150,32 +146,4 @@ def influence_table(group: GroupAnalysis) -> Table | None:
         header=("without one", "fits", "range of a", "moves it most", "by"),
         rows=tuple(rows),
         note=note,
-    )
-
-
-def next_table(group: GroupAnalysis) -> Table | None:
-    """Return the runs that would sharpen the forecast most."""
-    if not group.next_runs:
-        return None
-    done = should_stop(group.next_runs, STOP_BELOW)
-    rule = "stop, the forecast is" if done else "go on until the forecast is"
-    rows = [
-        (
-            str(i + 1),
-            count(run.params),
-            count(run.tokens),
-            f"{run.tokens / run.params:.3g}",
-            flops(run.cost),
-            f"{100 * run.sd_before:.2f} %",
-            f"{100 * run.sd_after:.2f} %",
-        )
-        for i, run in enumerate(group.next_runs)
-    ]
-    return Table(
-        title=f"What to run next, for the loss at {flops(group.target_flops)} FLOPs",
-        header=("", "N", "D", "D/N", "FLOPs", "sd of the forecast before", "after"),
-        rows=tuple(rows),
-        note="Greedy choice by variance gained per cost^0.35, at the noise of these residuals; it "
-        "trusts the form of the law, so it is a floor for the true uncertainty. "
-        f"Stopping rule: {rule} good to {100 * STOP_BELOW:g} % or no run helps by 5 %.",
     )

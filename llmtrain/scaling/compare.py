@@ -7,6 +7,7 @@ import numpy as np
 from llmtrain.scaling.bootstrap import Interval, LawDraws, interval
 from llmtrain.scaling.cost import CostModel
 from llmtrain.scaling.law import Array, LossLaw
+from llmtrain.scaling.texts import NO_TEXTS, Texts, loss_scale
 from llmtrain.spec.errors import FitRefusedError
 
 
@@ -20,6 +21,7 @@ class Side:
     cost: CostModel
     params: str
     flops: str
+    texts: Texts = NO_TEXTS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +31,7 @@ class Multiplier:
     flops: float
     """Of B."""
     loss: float
-    """Of B, at its optimum for these FLOPs."""
+    """Of B, at its optimum for these FLOPs, in B's nats per token."""
     value: float
     """Above 1: B needs less compute. Infinite where A never reaches the loss."""
     interval: Interval | None
@@ -39,8 +41,9 @@ def compute_multiplier(base: Side, other: Side, flops: Array) -> list[Multiplier
     """Return the multiplier of `other` over `base` at each of B's budgets, with 90 % intervals.
 
     Draws of the two sweeps are paired as independent. Raises FitRefusedError where the two count
-    parameters or FLOPs differently.
+    parameters or FLOPs differently, or their losses are of different text.
     """
+    scale, _ = loss_scale(base.texts, other.texts)
     for what, mine, theirs in (
         ("parameters", base.params, other.params),
         ("FLOPs", base.flops, other.flops),
@@ -60,11 +63,11 @@ def compute_multiplier(base: Side, other: Side, flops: Array) -> list[Multiplier
         loss = float(other.cost.loss_opt(other.law, C))
         values = np.array(
             [
-                flops_to_reach(mine, base.cost, float(other.cost.loss_opt(theirs, C))) / C
+                flops_to_reach(mine, base.cost, scale * float(other.cost.loss_opt(theirs, C))) / C
                 for mine, theirs in pairs
             ]
         )
-        value = flops_to_reach(base.law, base.cost, loss) / float(C)
+        value = flops_to_reach(base.law, base.cost, scale * loss) / float(C)
         bounds = interval(values) if np.isfinite(values).mean() > 0.95 else None
         found.append(Multiplier(flops=float(C), loss=loss, value=value, interval=bounds))
     return found

@@ -92,8 +92,8 @@ class PredictConfig:
     """Tokens the model will serve over its life; lowers training plus inference FLOPs."""
     unique_tokens: float | None
     """Distinct training tokens that exist; more means repetition."""
-    table: Literal["models"] | None
-    """models: what well-known budgets would have bought."""
+    table: Literal["models", "laws"] | None
+    """models: what well-known budgets would have bought; laws: the printed laws."""
 
     def __post_init__(self) -> None:
         """Refuse questions without an answer."""
@@ -118,5 +118,5 @@ class PredictConfig:
         )
         check(
             bool(asked) or self.params is not None or self.tokens is not None or bool(self.table),
-            "nothing asked: set flops, gpu_hours, params, tokens, loss or table=models",
+            "nothing asked: set flops, gpu_hours, params, tokens, loss, table=models or table=laws",
         )

@@ -30,10 +30,14 @@ class CostModel:
         """Whether the FLOPs are 6 N D."""
         return self.factor == 1.0 and self.slope == 0.0
 
+    def per_token(self, N: Array | float) -> Array:
+        """Return the training FLOPs of one token; a third of them is the forward pass."""
+        per_param = FLOPS_PER_PARAM_TOKEN * self.factor
+        return np.asarray(per_param * np.power(N, 1.0 + self.slope), dtype=np.float64)
+
     def tokens(self, C: Array | float, N: Array | float) -> Array:
         """Return the tokens that N parameters see for C FLOPs."""
-        per_token = FLOPS_PER_PARAM_TOKEN * self.factor * np.power(N, 1.0 + self.slope)
-        return np.asarray(C / per_token, dtype=np.float64)
+        return np.asarray(C / self.per_token(N), dtype=np.float64)
 
     def exponent(self, alpha: Array | float, beta: Array | float) -> Array:
         """Return the exponent of N_opt in the recorded C."""

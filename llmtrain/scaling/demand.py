@@ -4,16 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 
-from llmtrain.scaling.law import FLOPS_PER_PARAM_TOKEN, LossLaw
+from llmtrain.scaling.cost import SIX_N_D, CostModel
+from llmtrain.scaling.law import LossLaw
 from llmtrain.spec.errors import ConfigError
 
 RHO_TOKENS = 15.387756
 RHO_PARAMS = 5.309743
 """How fast repeated tokens and excess parameters lose value: R* of Muennighoff et al. 2023."""
-INFERENCE_FLOPS = 2.0
-"""FLOPs per parameter and served token."""
+INFERENCE_SHARE = 1.0 / 3.0
+"""FLOPs of a served token over those of a trained one: forward only, 2N of 6N."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,14 +26,32 @@ class RepeatedData:
 
     law: LossLaw
     unique: float
+    cost: CostModel = SIX_N_D
     rho_tokens: float = RHO_TOKENS
     rho_params: float = RHO_PARAMS
 
     def params_for(self, tokens: float) -> float:
         """Return the size for which `tokens` fresh tokens are optimal."""
         law = self.law
-        ratio = law.alpha * law.A / (law.beta * law.B)
+        ratio = law.alpha * law.A / ((1.0 + self.cost.slope) * law.beta * law.B)
         return float(ratio ** (1.0 / law.alpha) * tokens ** (law.beta / law.alpha))
+
+    def tokens_for(self, N: float, loss: float) -> float:
+        """Return the least tokens that bring N parameters to the loss; infinite where none do."""
+        law = self.law
+        if self.loss(N, self.unique) > loss:
+            # From here on N' stands still and only D' grows, so its closed form inverts.
+            needed = _fresh_tokens(law, self.effective(N, self.unique)[0], loss)
+            left = 1.0 - (needed / self.unique - 1.0) / self.rho_tokens
+            if not left > 0.0:
+                return float("inf")
+            return self.unique * (1.0 - self.rho_tokens * float(np.log(left)))
+        fresh = _fresh_tokens(law, N, loss)
+        if self.params_for(fresh) >= N:
+            return fresh
+        # More parameters than these tokens are worth: they count for less, and D makes up for it.
+        ends = np.log(fresh), np.log(self.unique)
+        return float(np.exp(brentq(lambda x: self.loss(N, float(np.exp(x))) - loss, *ends)))
 
     def effective(self, N: float, D: float) -> tuple[float, float]:
         """Return the sizes N', D' worth as much as N parameters and D tokens with repetition."""
@@ -65,79 +84,76 @@ class Optimum:
     """Training plus inference."""
 
 
-def best_for_flops(law: LossLaw, C: float, unique: float | None = None) -> Optimum:
-    """Minimise the loss at C = 6 N D, with at most `unique` distinct tokens where given."""
-    loss = _loss_of(law, unique)
-    centre = float(np.log(law.n_opt(C)))
+def best_for_flops(
+    law: LossLaw, C: float, unique: float | None = None, cost: CostModel = SIX_N_D
+) -> Optimum:
+    """Minimise the loss at C training FLOPs, with at most `unique` distinct tokens where given."""
+    limited = None if unique is None else RepeatedData(law=law, unique=unique, cost=cost)
+    loss = law.loss if limited is None else limited.loss
+    centre = float(np.log(cost.n_opt(law, C)))
 
     def at(log_n: float) -> float:
         n = float(np.exp(log_n))
-        return loss(n, C / (FLOPS_PER_PARAM_TOKEN * n))
+        return loss(n, float(cost.tokens(C, n)))
 
     n = float(np.exp(_minimum(at, centre - 12.0, centre + 12.0)))
-    d = C / (FLOPS_PER_PARAM_TOKEN * n)
+    d = float(cost.tokens(C, n))
     return Optimum(params=n, tokens=d, loss=loss(n, d), training_flops=C, total_flops=C)
 
 
 def best_for_inference(
-    law: LossLaw, loss: float, served: float, unique: float | None = None
+    law: LossLaw,
+    loss: float,
+    served: float,
+    unique: float | None = None,
+    cost: CostModel = SIX_N_D,
 ) -> Optimum:
-    """Minimise 6 N D + 2 N served at L(N, D) = loss, with at most `unique` distinct tokens.
+    """Minimise training plus inference, 6 N D + 2 N served, at L(N, D) = loss.
 
-    Source: Sardana et al. 2024 (arXiv 2401.00448), eq. 2. Raises ConfigError where no run reaches
-    the loss.
+    With at most `unique` distinct tokens where given; under another `cost` a served token is a
+    third of a trained one. Source: Sardana et al. 2024 (arXiv 2401.00448), eq. 2. Raises
+    ConfigError where no run reaches the loss.
     """
     if loss <= law.E:
         raise ConfigError(f"loss={loss:g} is not above the law's floor E={law.E:g}")
-    smallest = float((law.A / (loss - law.E)) ** (1.0 / law.alpha))
-    start = np.log(smallest) + 1e-9
+    limited = None if unique is None else RepeatedData(law=law, unique=unique, cost=cost)
+
+    def tokens(n: float) -> float:
+        return _fresh_tokens(law, n, loss) if limited is None else limited.tokens_for(n, loss)
 
     def total(log_n: float) -> float:
         n = float(np.exp(log_n))
-        d = _tokens_for(law, n, loss, unique)
-        return float(
-            np.log(FLOPS_PER_PARAM_TOKEN * n * d + INFERENCE_FLOPS * n * served)
-            if np.isfinite(d)
-            else 1e3 - log_n
-        )
+        d = tokens(n)
+        if not np.isfinite(d):
+            return 1e3 - log_n
+        return float(np.log(cost.per_token(n) * (d + INFERENCE_SHARE * served)))
 
+    start = np.log((law.A / (loss - law.E)) ** (1.0 / law.alpha)) + 1e-9
     n = float(np.exp(_minimum(total, start, start + 16.0)))
-    d = _tokens_for(law, n, loss, unique)
+    d = tokens(n)
     if not np.isfinite(d):
         raise ConfigError(
             f"loss={loss:g} is out of reach with unique_tokens={unique:g}: repetition saturates"
         )
-    training = FLOPS_PER_PARAM_TOKEN * n * d
+    training = float(cost.per_token(n)) * d
     return Optimum(
         params=n,
         tokens=d,
         loss=loss,
         training_flops=training,
-        total_flops=training + INFERENCE_FLOPS * n * served,
+        total_flops=training + lifetime_flops(n, served, cost),
     )
 
 
-def _loss_of(law: LossLaw, unique: float | None) -> Callable[[float, float], float]:
-    return law.loss if unique is None else RepeatedData(law=law, unique=unique).loss
+def lifetime_flops(N: float, served: float, cost: CostModel = SIX_N_D) -> float:
+    """Return the FLOPs of serving `served` tokens: 2 N each where training costs 6 N."""
+    return float(cost.per_token(N)) * INFERENCE_SHARE * served
 
 
-def _tokens_for(law: LossLaw, N: float, loss: float, unique: float | None) -> float:
-    """Return the least tokens that bring N parameters to the loss; infinite where none do."""
+def _fresh_tokens(law: LossLaw, N: float, loss: float) -> float:
+    """Return the tokens that bring N parameters to the loss without repetition."""
     rest = loss - law.E - law.A * N**-law.alpha
-    fresh = float((law.B / rest) ** (1.0 / law.beta)) if rest > 0 else np.inf
-    if unique is None or fresh <= unique:
-        return fresh
-    repeated = RepeatedData(law=law, unique=unique)
-    low, high = np.log(unique), np.log(unique * 400.0)
-    if repeated.loss(N, float(np.exp(high))) > loss:
-        return float("inf")
-    for _ in range(80):
-        middle = (low + high) / 2.0
-        if repeated.loss(N, float(np.exp(middle))) > loss:
-            low = middle
-        else:
-            high = middle
-    return float(np.exp(high))
+    return float((law.B / rest) ** (1.0 / law.beta)) if rest > 0 else float("inf")
 
 
 def _minimum(function: Callable[[float], float], low: float, high: float) -> float:

@@ -21,6 +21,16 @@ RIDGE = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """A chosen candidate."""
+
+    index: int
+    sd_before: float
+    """Standard deviation of the summed forecast before this run, and after."""
+    sd_after: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class NextRun:
     """A recommended cell."""
 
@@ -74,6 +84,35 @@ def after_run(covariance: Array, row: Array, noise: float) -> Array:
     return np.asarray(covariance - np.outer(spread, spread) / (noise**2 + row @ spread))
 
 
+def next_cells(
+    covariance: Array,
+    candidates: Array,
+    costs: Array,
+    targets: Array,
+    *,
+    noise: float,
+    n_cells: int,
+    power: float = COST_POWER,
+) -> list[Choice]:
+    """Choose `n_cells` candidates one by one, each by variance gain over cost^power.
+
+    A pure function of any fit, for a sweep that places its own cells: `covariance` (p, p) of the
+    parameters so far, Jacobian rows of `candidates` (c, p) and `targets` (t, p) as in
+    `law_jacobian`, `costs` (c,) in any unit, `noise` the standard deviation of one run. After each
+    choice the covariance is what it will be once that run is known, whatever it measures; a
+    candidate may be chosen again, as a second seed. Where runs come in one by one, call it with
+    n_cells=1 and the covariance of the new fit.
+    """
+    chosen = []
+    for _ in range(n_cells):
+        gain = variance_gain(covariance, targets, candidates, noise)
+        best = int((gain / costs**power).argmax())
+        before = _sd(covariance, targets)
+        covariance = after_run(covariance, candidates[best], noise)
+        chosen.append(Choice(index=best, sd_before=before, sd_after=_sd(covariance, targets)))
+    return chosen
+
+
 def next_runs(
     law: LossLaw,
     runs: tuple[Array, Array],
@@ -84,33 +123,33 @@ def next_runs(
     n_runs: int,
     power: float = COST_POWER,
 ) -> list[NextRun]:
-    """Choose `n_runs` cells one by one, each by variance gain over cost^power given those before.
+    """Choose `n_runs` cells for a loss law's forecast of ln L at one point, by `next_cells`.
 
     `runs` are N and D so far, `target` N and D of the forecast, `candidates` N, D and cost (FLOPs,
     or FLOPs times measured seconds per FLOP; a cooldown branch costs its branch only). `noise` is
-    the standard deviation of ln L. A cell may be chosen again: that is a second seed.
+    the standard deviation of ln L. Raises FitRefusedError where the runs determine no law.
     """
     noise = max(noise, MIN_NOISE)
-    covariance = parameter_covariance(law, *runs, noise)
-    targets = law_jacobian(law, np.array([target[0]]), np.array([target[1]]))
     n, d, cost = candidates
-    rows = law_jacobian(law, n, d)
-    chosen = []
-    for _ in range(n_runs):
-        gain = variance_gain(covariance, targets, rows, noise)
-        best = int((gain / cost**power).argmax())
-        before = _sd(covariance, targets)
-        covariance = after_run(covariance, rows[best], noise)
-        chosen.append(
-            NextRun(
-                params=float(n[best]),
-                tokens=float(d[best]),
-                cost=float(cost[best]),
-                sd_before=before,
-                sd_after=_sd(covariance, targets),
-            )
+    chosen = next_cells(
+        parameter_covariance(law, *runs, noise),
+        law_jacobian(law, n, d),
+        cost,
+        law_jacobian(law, np.array([target[0]]), np.array([target[1]])),
+        noise=noise,
+        n_cells=n_runs,
+        power=power,
+    )
+    return [
+        NextRun(
+            params=float(n[choice.index]),
+            tokens=float(d[choice.index]),
+            cost=float(cost[choice.index]),
+            sd_before=choice.sd_before,
+            sd_after=choice.sd_after,
         )
-    return chosen
+        for choice in chosen
+    ]
 
 
 def trunk_and_branches(
@@ -119,11 +158,23 @@ def trunk_and_branches(
     """Return the extra FLOPs of each token count when all branch off one constant-rate trunk.
 
     `tokens` ascending; each branch repeats its last `cooldown` share as an annealed branch, and the
-    trunk is paid once, by whichever count reaches further.
+    trunk is paid once, by whichever count reaches further. Source: Hägele et al. 2024
+    (arXiv 2405.18392).
     """
     ends = (1.0 - cooldown) * tokens
-    trunk = np.diff(np.concatenate([[0.0], ends]))
-    return np.asarray(flops_per_token * (trunk + cooldown * tokens))
+    reached = np.concatenate([[0.0], ends[:-1]])
+    return branch_flops(tokens, flops_per_token, reached, cooldown)
+
+
+def branch_flops(
+    tokens: Array, flops_per_token: Array | float, reached: Array | float, cooldown: float
+) -> NDArray[np.float64]:
+    """Return the FLOPs of runs of `tokens` that branch off a trunk already at `reached` tokens.
+
+    The trunk goes on to (1 - cooldown) * tokens where it is not there yet; the cooldown follows.
+    """
+    further = np.maximum(0.0, (1.0 - cooldown) * tokens - reached)
+    return np.asarray(flops_per_token * (further + cooldown * tokens))
 
 
 def should_stop(chosen: Sequence[NextRun], tolerance: float) -> bool:

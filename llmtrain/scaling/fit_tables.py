@@ -183,5 +183,6 @@ def multiplier_table(analysis: Analysis) -> Table | None:
         title=f"Compute multiplier over {analysis.config.against}",
         header=("FLOPs of this sweep", "its loss", "the other's FLOPs over these", "90 %"),
         rows=tuple(rows),
-        note="Above 1, this sweep needs less compute for equal loss. The last row is the target.",
+        note="Above 1, this sweep needs less compute for equal loss. The last row is the target. "
+        + " ".join(f"{note[0].upper()}{note[1:]}." for note in analysis.multiplier_notes),
     )

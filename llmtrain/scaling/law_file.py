@@ -18,6 +18,7 @@ from llmtrain.scaling.interaction import InteractionFit
 from llmtrain.scaling.law import LossLaw, PowerLaw
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.results import Analysis, GroupAnalysis
+from llmtrain.scaling.texts import Texts, texts_from
 from llmtrain.spec.errors import ConfigError, FitRefusedError
 
 SCHEMA = 1
@@ -33,6 +34,7 @@ class SavedLaw:
     source: str
     params: str
     flops: str
+    texts: Texts
     loss_law: LossLaw | None
     params_law: PowerLaw | None
     tokens_law: PowerLaw | None
@@ -198,6 +200,7 @@ def read_side(path: Path) -> Side:
         cost=saved.cost,
         params=saved.params,
         flops=saved.flops,
+        texts=saved.texts,
     )
 
 
@@ -227,6 +230,7 @@ def _saved(path: Path, document: dict[str, Any], group: dict[str, Any], name: st
         source=f"{document['source']} ({found['method']})",
         params=document["conventions"]["params"],
         flops=document["conventions"]["flops"],
+        texts=texts_from(document["conventions"].get("texts")),
         loss_law=LossLaw(**constants) if is_surface else None,
         params_law=None if is_surface else PowerLaw(**constants["params"]),
         tokens_law=None if is_surface else PowerLaw(**constants["tokens"]),

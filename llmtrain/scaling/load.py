@@ -11,6 +11,7 @@ import numpy as np
 from llmtrain.scaling.law import Array
 from llmtrain.scaling.runs import Conventions, Exclusion, Runs
 from llmtrain.scaling.tables import read_table
+from llmtrain.scaling.texts import texts_of
 from llmtrain.spec.errors import ConfigError, FitRefusedError, MismatchError
 from llmtrain.spec.record import RECORD_FILE, RunRecord, read_record
 
@@ -138,7 +139,12 @@ def from_records(
         seed=column(lambda record: record.seed),
         d_model=column(lambda record: record.d_model),
         n_layers=column(lambda record: record.n_layers),
-        conventions=Conventions(params=PARAMS_CONVENTION, flops=convention, flops_imputed=False),
+        conventions=Conventions(
+            params=PARAMS_CONVENTION,
+            flops=convention,
+            flops_imputed=False,
+            texts=texts_of(records),
+        ),
         exclusions=tuple(exclusions),
         counts=counts,
         records=tuple(records),

@@ -39,7 +39,7 @@ td:last-child{white-space:normal;min-width:9rem}
 th{color:var(--soft);font-weight:600}
 code{font:0.86rem ui-monospace,monospace;overflow-wrap:anywhere}
 """
-NARROW = ("envelope", "surface", "profile", "shapes")
+NARROW = ("envelope", "surface", "profile", "shapes", "multiplier")
 
 
 def render_page(title: str, where: str, body: Sequence[str]) -> str:

@@ -1,99 +1,45 @@
 """From a law to a model: the optimum for a budget, a size, a token count, a loss or a demand."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from llmtrain.scaling.bootstrap import Interval, LawDraws, PowerDraws, interval
+from llmtrain.scaling.any_law import AnyLaw
+from llmtrain.scaling.bootstrap import Interval, LawDraws, interval
 from llmtrain.scaling.config import PredictConfig
-from llmtrain.scaling.cost import SIX_N_D, CostModel
-from llmtrain.scaling.demand import Optimum, best_for_flops, best_for_inference
-from llmtrain.scaling.diagnose import REACH_LIMIT
-from llmtrain.scaling.law import FLOPS_PER_PARAM_TOKEN, LossLaw, PowerLaw
-from llmtrain.scaling.law_file import SavedLaw, read_law
-from llmtrain.scaling.published import published_law
+from llmtrain.scaling.cost import CostModel
+from llmtrain.scaling.demand import Optimum, best_for_flops, best_for_inference, lifetime_flops
+from llmtrain.scaling.law import Array, LossLaw
+from llmtrain.scaling.optimal_path import OptimalPath
 from llmtrain.spec.errors import ConfigError
 
 SECONDS_PER_HOUR = 3600.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class AnyLaw:
-    """A published or a fitted law, ready to answer."""
-
-    name: str
-    source: str
-    params: str
-    """What N counts."""
-    flops: str
-    """What C counts."""
-    loss_law: LossLaw | None
-    params_law: PowerLaw | None
-    tokens_law: PowerLaw | None
-    cost: CostModel
-    draws: LawDraws | PowerDraws | None
-    largest_flops: float | None
-    """Largest run behind a fitted law."""
-    warning: str
+DEMAND_DRAWS = 200
+"""Draws behind the intervals of a demand: each is a search of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """The answer to one question."""
+    """The answer to one question. Intervals are null where the law has no draws."""
 
     question: str
     flops: float
+    """Training FLOPs."""
     params: float
-    params_interval: Interval | None
     tokens: float
-    tokens_interval: Interval | None
     loss: float | None
     """Null where the law has no loss."""
-    loss_interval: Interval | None
     wasted: float | None
-    """Share of 6ND that an optimal run of equal loss would have saved; null at an optimum."""
+    """Share of the FLOPs that an optimal run of equal loss would save; null at an optimum."""
     notes: tuple[str, ...]
-
-
-def find_law(config: PredictConfig) -> AnyLaw:
-    """Return the published law or the fit that the configuration names."""
-    if Path(config.law).suffix == ".json" or Path(config.law).is_file():
-        path = Path(config.law)
-        if not path.is_file():
-            raise ConfigError(f"law={config.law} does not exist; name a law.json or a printed law")
-        return _from_saved(read_law(path, fit=config.fit, group=config.group, surface=True))
-    found = published_law(config.law)
-    return AnyLaw(
-        name=found.key,
-        source=found.source,
-        params=found.params,
-        flops=found.flops,
-        loss_law=found.loss_law,
-        params_law=found.params_law,
-        tokens_law=found.tokens_law,
-        cost=SIX_N_D,
-        draws=None,
-        largest_flops=None,
-        warning=found.warning,
-    )
-
-
-def _from_saved(saved: SavedLaw) -> AnyLaw:
-    return AnyLaw(
-        name=saved.name,
-        source=saved.source,
-        params=saved.params,
-        flops=saved.flops,
-        loss_law=saved.loss_law,
-        params_law=saved.params_law,
-        tokens_law=saved.tokens_law,
-        cost=saved.cost,
-        draws=saved.draws,
-        largest_flops=saved.largest_flops,
-        warning="",
-    )
+    flops_interval: Interval | None = None
+    """Null too where the question fixes the budget."""
+    params_interval: Interval | None = None
+    tokens_interval: Interval | None = None
+    loss_interval: Interval | None = None
+    wasted_interval: Interval | None = None
 
 
 def predict(config: PredictConfig, law: AnyLaw) -> list[Prediction]:
@@ -102,163 +48,193 @@ def predict(config: PredictConfig, law: AnyLaw) -> list[Prediction]:
     Raises ConfigError for a question this law cannot answer.
     """
     if config.params is not None and config.tokens is not None:
-        found = [_measured(law, config.params, config.tokens)]
-        found.append(_at(law, found[0].flops, "the optimum for the same FLOPs"))
+        own = _measured(law, config.params, config.tokens)
+        found = [own, _optimum(law, "the optimum for the same FLOPs", _Ask(flops=own.flops))]
     else:
-        C, question = _budget(config, law)
-        found = [_at(law, C, question)]
+        found = [_optimum(law, *_asked(config, law))]
     return found + _demands(config, law, found[-1])
 
 
-def _budget(config: PredictConfig, law: AnyLaw) -> tuple[float, str]:
-    """Return the FLOPs in question."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ask:
+    """What fixes the budget: exactly one field."""
+
+    flops: float | None = None
+    params: float | None = None
+    tokens: float | None = None
+    loss: float | None = None
+
+    def budgets(self, path: OptimalPath) -> Array:
+        """Return the FLOPs in question on each of the path's laws."""
+        if self.flops is not None:
+            return np.full_like(path.floor, self.flops)
+        if self.params is not None:
+            return path.params.inverse(self.params)
+        if self.tokens is not None:
+            return path.tokens.inverse(self.tokens)
+        assert self.loss is not None
+        return path.flops_for_loss(self.loss)
+
+
+def _asked(config: PredictConfig, law: AnyLaw) -> tuple[str, _Ask]:
+    """Return the question in words, and what fixes the budget."""
     if config.flops is not None:
-        return config.flops, f"{config.flops:.4g} FLOPs"
+        return f"{config.flops:.4g} FLOPs", _Ask(flops=config.flops)
     if config.gpu_hours is not None:
         peak = config.peak_tflops * 1e12
         C = config.gpu_hours * SECONDS_PER_HOUR * peak * config.mfu
         hours = f"{config.gpu_hours:g} GPU hours"
-        return C, f"{hours} at MFU {config.mfu:g} of {config.peak_tflops:g} TFLOP/s"
+        words = f"{hours} at MFU {config.mfu:g} of {config.peak_tflops:g} TFLOP/s"
+        return words, _Ask(flops=C)
     if config.loss is not None:
-        surface = _surface(law, "a target loss")
-        if config.loss <= surface.E:
+        floor = law.surface("a target loss").E
+        if config.loss <= floor:
             raise ConfigError(
-                f"loss={config.loss:g} is not above the law's floor E={surface.E:.4g}: no budget "
+                f"loss={config.loss:g} is not above the law's floor E={floor:.4g}: no budget "
                 "reaches it"
             )
-        return _solve(lambda C: -float(law.cost.loss_opt(surface, C)), -config.loss), (
-            f"the least budget for loss {config.loss:g}"
-        )
+        return f"the least budget for loss {config.loss:g}", _Ask(loss=config.loss)
     if config.params is not None:
-        question = f"the budget that makes {config.params:.4g} parameters optimal"
-        return _solve(lambda C: _optimum(law, C)[0], config.params), question
-    assert config.tokens is not None
-    question = f"the budget that makes {config.tokens:.4g} tokens optimal"
-    return _solve(lambda C: _optimum(law, C)[1], config.tokens), question
+        words = f"the budget that makes {config.params:.4g} parameters optimal"
+        return words, _Ask(params=config.params)
+    words = f"the budget that makes {config.tokens:.4g} tokens optimal"
+    return words, _Ask(tokens=config.tokens)
 
 
-def _solve(rising: Callable[[float], float], value: float) -> float:
-    """Return the C at which a rising function of C takes `value`."""
-    low, high = np.log(1.0), np.log(1e60)
-    for _ in range(200):
-        middle = (low + high) / 2.0
-        if rising(float(np.exp(middle))) < value:
-            low = middle
-        else:
-            high = middle
-    return float(np.exp((low + high) / 2.0))
-
-
-def _optimum(law: AnyLaw, C: float) -> tuple[float, float]:
-    if law.loss_law is not None:
-        n = float(law.cost.n_opt(law.loss_law, C))
-        return n, float(law.cost.tokens(C, n))
-    assert law.params_law is not None
-    assert law.tokens_law is not None
-    return float(law.params_law.at(C)), float(law.tokens_law.at(C))
-
-
-def _at(law: AnyLaw, C: float, question: str) -> Prediction:
-    n, d = _optimum(law, C)
-    n_bounds = d_bounds = loss_bounds = None
-    if isinstance(law.draws, LawDraws):
-        n_draws = law.draws.n_opt(C, law.cost)
-        d_draws = law.cost.tokens(C, n_draws)
-        n_bounds, d_bounds = interval(n_draws), interval(d_draws)
-        loss_bounds = interval(law.draws.loss(n_draws, d_draws))
-    elif isinstance(law.draws, PowerDraws):
-        n_bounds, d_bounds = interval(law.draws.n_opt(C)), interval(law.draws.d_opt(C))
-    return Prediction(
+def _optimum(law: AnyLaw, question: str, ask: _Ask) -> Prediction:
+    path = law.path
+    C = ask.budgets(path)
+    loss = path.loss_at(C)
+    found = Prediction(
         question=question,
-        flops=C,
-        params=n,
-        params_interval=n_bounds,
-        tokens=d,
-        tokens_interval=d_bounds,
-        loss=None if law.loss_law is None else float(law.loss_law.loss(n, d)),
-        loss_interval=loss_bounds,
+        flops=float(C[0]),
+        params=float(path.params.at(C)[0]),
+        tokens=float(path.tokens.at(C)[0]),
+        loss=None if loss is None else float(loss[0]),
         wasted=None,
-        notes=_notes(law, C),
+        notes=law.notes(float(C[0])),
+    )
+    drawn = law.drawn_path
+    return found if drawn is None else _with_intervals(found, drawn, ask)
+
+
+def _with_intervals(found: Prediction, drawn: OptimalPath, ask: _Ask) -> Prediction:
+    """Return the answer with intervals: every draw answers the question by itself."""
+    C = ask.budgets(drawn)
+    reached = np.isfinite(C)
+    notes = found.notes
+    if not reached.all():
+        notes += (f"in {100 * np.mean(~reached):.2g} % of the draws no budget does this",)
+    loss = drawn.loss_at(C)
+    return replace(
+        found,
+        notes=notes,
+        flops_interval=None if ask.flops is not None else interval(C),
+        params_interval=interval(drawn.params.at(C)[reached]),
+        tokens_interval=interval(drawn.tokens.at(C)[reached]),
+        loss_interval=None if loss is None or ask.loss is not None else interval(loss[reached]),
     )
 
 
 def _measured(law: AnyLaw, N: float, D: float) -> Prediction:
     """Return what a given model and token count cost, reach and waste."""
-    surface = _surface(law, "the loss of a given model")
-    C = FLOPS_PER_PARAM_TOKEN * law.cost.factor * N ** (1.0 + law.cost.slope) * D
-    needed = _solve(
-        lambda budget: -float(law.cost.loss_opt(surface, budget)), -float(surface.loss(N, D))
+    surface = law.surface("the loss of a given model")
+    C = float(law.cost.per_token(N)) * D
+    loss = float(surface.loss(N, D))
+    path = law.path
+    needed = float(path.flops_for_loss(loss)[0])
+    best = path.loss_at(np.array([C]))
+    assert best is not None
+    price = (
+        f"off the optimum: {needed:.4g} FLOPs would reach this loss, so {C - needed:.3g} are "
+        f"wasted; the optimum of {C:.4g} reaches {best[0]:.4f}, lower by {loss - best[0]:.4f}"
     )
-    draws = law.draws
-    return Prediction(
+    found = Prediction(
         question=f"{N:.4g} parameters on {D:.4g} tokens",
         flops=C,
         params=N,
-        params_interval=None,
         tokens=D,
-        tokens_interval=None,
-        loss=float(surface.loss(N, D)),
-        loss_interval=interval(draws.loss(N, D)) if isinstance(draws, LawDraws) else None,
+        loss=loss,
         wasted=1.0 - needed / C,
-        notes=_notes(law, C),
+        notes=(price, *law.notes(C)),
     )
+    drawn = law.drawn_path
+    if drawn is None or not isinstance(law.draws, LawDraws):
+        return found
+    losses = law.draws.loss(N, D)
+    wasted = 1.0 - drawn.flops_for_loss(losses) / C
+    return replace(found, loss_interval=interval(losses), wasted_interval=interval(wasted))
 
 
 def _demands(config: PredictConfig, law: AnyLaw, plain: Prediction) -> list[Prediction]:
     """Return the optimum under repetition, under inference demand, or both."""
-    found: list[Prediction] = []
     served, unique = config.inference_tokens, config.unique_tokens
     if served is None and unique is None:
-        return found
-    surface = _surface(law, "inference_tokens and unique_tokens")
-    note = "C = 6ND" if law.cost.is_exact else "C = 6ND here, not the recorded FLOPs"
-    reached = surface.loss(plain.params, plain.tokens)
+        return []
+    surface = law.surface("inference_tokens and unique_tokens")
+    solve = partial(_meet, law.cost, plain.flops, unique, served)
+    best, drawn = solve(surface), []
+    if isinstance(law.draws, LawDraws):
+        for other in law.draws.laws()[:DEMAND_DRAWS]:
+            with suppress(ConfigError):  # no optimum where the draw puts the loss out of reach
+                drawn.append(solve(other))
+    found = []
     if unique is not None:
-        best = best_for_flops(surface, plain.flops, unique)
-        epochs = f"{best.tokens / unique:.3g} epochs of {unique:.4g} unique tokens"
-        fitted = "R* of Muennighoff et al. 2023, measured on C4"
-        question = "the same FLOPs with repetition"
-        found.append(_as_prediction(best, question, (note, epochs, fitted)))
-        reached = best.loss
-    if served is not None:
-        best = best_for_inference(surface, reached, served, unique)
-        base = best_for_inference(surface, reached, 0.0, unique)
-        without = base.total_flops + 2.0 * base.params * served
-        saved = 1.0 - best.total_flops / without
-        spent = (
-            f"{best.total_flops:.4g} FLOPs in all, {100 * saved:.1f} % less than the plain optimum"
+        repeated = _demanded(
+            "the same FLOPs with repetition", [best.trained, *(d.trained for d in drawn)]
         )
-        question = f"loss {reached:.4f} with {served:.4g} tokens served"
-        found.append(_as_prediction(best, question, (note, spent)))
+        epochs = f"{repeated.tokens / unique:.3g} epochs of {unique:.4g} unique tokens"
+        lost = f"loss {best.trained.loss - float(plain.loss or 0.0):+.4f} over fresh tokens"
+        fitted = "R* of Muennighoff et al. 2023, measured on C4"
+        found.append(replace(repeated, notes=(f"{epochs}, {lost}", fitted)))
+    if served is not None:
+        words = f"loss {best.trained.loss:.4f} with {served:.4g} tokens served"
+        whole = best.trained.training_flops + lifetime_flops(best.trained.params, served, law.cost)
+        spent = (
+            f"{best.lifetime.total_flops:.4g} FLOPs with inference, "
+            f"{100 * (1.0 - best.lifetime.total_flops / whole):.1f} % less than the plain optimum"
+        )
+        answer = _demanded(words, [best.lifetime, *(d.lifetime for d in drawn)])
+        found.append(replace(answer, notes=(spent,)))
     return found
 
 
-def _as_prediction(best: Optimum, question: str, notes: tuple[str, ...]) -> Prediction:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Met:
+    """A budget's optimum, and the one that reaches its loss with the tokens served too."""
+
+    trained: Optimum
+    lifetime: Optimum
+
+
+def _meet(
+    cost: CostModel, C: float, unique: float | None, served: float | None, law: LossLaw
+) -> _Met:
+    trained = best_for_flops(law, C, unique, cost)
+    if served is None:
+        return _Met(trained=trained, lifetime=trained)
+    lifetime = best_for_inference(law, trained.loss, served, unique, cost)
+    return _Met(trained=trained, lifetime=lifetime)
+
+
+def _demanded(question: str, optima: list[Optimum]) -> Prediction:
+    """Return the first optimum as the answer, the others as its draws."""
+
+    def bounds(name: str) -> Interval | None:
+        return interval(np.array([getattr(item, name) for item in optima[1:]]))
+
+    best = optima[0]
+    flops = bounds("training_flops")
     return Prediction(
         question=question,
         flops=best.training_flops,
         params=best.params,
-        params_interval=None,
         tokens=best.tokens,
-        tokens_interval=None,
         loss=best.loss,
-        loss_interval=None,
         wasted=None,
-        notes=notes,
+        notes=(),
+        flops_interval=None if flops is None or flops.low == flops.high else flops,
+        params_interval=bounds("params"),
+        tokens_interval=bounds("tokens"),
+        loss_interval=bounds("loss"),
     )
-
-
-def _surface(law: AnyLaw, what: str) -> LossLaw:
-    if law.loss_law is None:
-        raise ConfigError(f"law={law.name} has no loss, which {what} needs; use besiroglu2024")
-    return law.loss_law
-
-
-def _notes(law: AnyLaw, C: float) -> tuple[str, ...]:
-    notes = [law.warning] if law.warning else []
-    if law.largest_flops is not None and REACH_LIMIT * law.largest_flops < C:
-        notes.append(f"{C / law.largest_flops:.3g} times the largest run: extrapolation")
-    if not law.cost.is_exact:
-        form = f"6ND x {law.cost.factor:.4g} N^{law.cost.slope:+.4f}"
-        notes.append(f"C counts {law.flops}: {form} in these runs")
-    return tuple(notes)

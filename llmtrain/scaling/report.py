@@ -17,7 +17,7 @@ from llmtrain.scaling.page import (
     table_html,
     verdict_list,
 )
-from llmtrain.scaling.plot.figures import DrawnFigure, draw_figures
+from llmtrain.scaling.plot.figures import DrawnFigure, draw_comparison, draw_figures
 from llmtrain.scaling.report_tables import exclusion_table, group_tables
 from llmtrain.scaling.results import Analysis, GroupAnalysis
 from llmtrain.scaling.verdict import verdict
@@ -53,8 +53,9 @@ def write_report(analysis: Analysis, out: Path, overrides: Sequence[str]) -> Rep
         draw_figures(group, folder, _prefix(group, len(analysis.groups)))
         for group in analysis.groups
     ]
-    _write(files.markdown, _markdown(analysis, drawn, command))
-    _write(files.html, _html(analysis, drawn, command))
+    compared = draw_comparison(analysis, folder)
+    _write(files.markdown, _markdown(analysis, drawn, compared, command))
+    _write(files.html, _html(analysis, drawn, compared, command))
     return files
 
 
@@ -78,7 +79,12 @@ def _where(analysis: Analysis) -> str:
     return f"{runs.source}, {len(runs)} runs, sha256 {runs.sha256[:16]}"
 
 
-def _html(analysis: Analysis, drawn: Sequence[Sequence[DrawnFigure]], command: str) -> str:
+def _html(
+    analysis: Analysis,
+    drawn: Sequence[Sequence[DrawnFigure]],
+    compared: Sequence[DrawnFigure],
+    command: str,
+) -> str:
     body = []
     for group, figures in zip(analysis.groups, drawn, strict=True):
         if len(analysis.groups) > 1:
@@ -88,9 +94,10 @@ def _html(analysis: Analysis, drawn: Sequence[Sequence[DrawnFigure]], command: s
         body += [table_html(table) for table in group_tables(group)]
         body.append("<h3>Guards</h3>")
         body.append(finding_list([(f.level, f.message) for f in group.findings]))
-    compared = multiplier_table(analysis)
-    if compared is not None:
-        body.append(table_html(compared))
+    multipliers = multiplier_table(analysis)
+    if multipliers is not None:
+        body += [figure_html(f.name, f.svg, f.caption) for f in compared]
+        body.append(table_html(multipliers))
     body.append(heading("How this was made"))
     body.append(table_html(_exclusions(analysis)))
     body.append(table_html(Table(title="Command", header=("",), rows=((command,),))))
@@ -104,22 +111,32 @@ def _exclusions(analysis: Analysis) -> Table:
     return Table(title=table.title, header=table.header, rows=(("–", "nothing was left out"),))
 
 
-def _markdown(analysis: Analysis, drawn: Sequence[Sequence[DrawnFigure]], command: str) -> str:
+def _markdown(
+    analysis: Analysis,
+    drawn: Sequence[Sequence[DrawnFigure]],
+    compared: Sequence[DrawnFigure],
+    command: str,
+) -> str:
     parts = [f"# {_md(_title(analysis))}", _md(_where(analysis))]
     for group, figures in zip(analysis.groups, drawn, strict=True):
         if len(analysis.groups) > 1:
             parts.append(f"## {_md(group.group)}")
         parts.append("\n".join(f"- {_md(line)}" for line in verdict(group)))
-        parts += [f"![{f.name}]({FIGURES}/{f.png.name})\n\n*{f.caption}*" for f in figures]
+        parts += [_md_figure(f) for f in figures]
         parts += [_md_table(table) for table in group_tables(group)]
         lines = [f"- **{f.level}**: {_md(f.message)}" for f in group.findings]
         parts.append("### Guards\n\n" + ("\n".join(lines) or "No guard has anything to say."))
-    compared = multiplier_table(analysis)
-    if compared is not None:
-        parts.append(_md_table(compared))
+    multipliers = multiplier_table(analysis)
+    if multipliers is not None:
+        parts += [_md_figure(f) for f in compared]
+        parts.append(_md_table(multipliers))
     parts.append(_md_table(_exclusions(analysis)))
     parts.append(f"### Command\n\n    {command}")
     return "\n\n".join(parts) + "\n"
+
+
+def _md_figure(figure: DrawnFigure) -> str:
+    return f"![{figure.name}]({FIGURES}/{figure.png.name})\n\n*{figure.caption}*"
 
 
 def _md(text: str) -> str:

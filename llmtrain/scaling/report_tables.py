@@ -4,7 +4,6 @@ from llmtrain.scaling.check_tables import (
     bias_table,
     forecast_table,
     influence_table,
-    next_table,
     shape_table,
     steps_table,
 )
@@ -17,6 +16,7 @@ from llmtrain.scaling.fit_tables import (
     interaction_table,
     surface_table,
 )
+from llmtrain.scaling.next_tables import demand_table, next_table, trunk_table
 from llmtrain.scaling.results import Analysis, GroupAnalysis
 from llmtrain.scaling.wording import Table
 
@@ -46,6 +46,8 @@ def group_tables(group: GroupAnalysis) -> list[Table]:
         bias_table(group),
         influence_table(group),
         next_table(group),
+        trunk_table(group),
+        demand_table(group),
         checklist_table(group),
     )
     return [table for table in tables if table is not None]

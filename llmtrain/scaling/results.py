@@ -126,3 +126,5 @@ class Analysis:
     groups: tuple[GroupAnalysis, ...]
     multipliers: tuple[Multiplier, ...] = ()
     """Compute multipliers over the sweep that `against` names."""
+    multiplier_notes: tuple[str, ...] = ()
+    """What was taken for granted when the two sweeps' losses were compared."""

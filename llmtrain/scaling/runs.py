@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmtrain.scaling.law import FLOPS_PER_PARAM_TOKEN, Array
+from llmtrain.scaling.texts import NO_TEXTS, Texts
 from llmtrain.spec.record import RunRecord
 
 Labels = NDArray[np.str_]
@@ -32,6 +33,8 @@ class Conventions:
     """FLOP count of `Runs.flops`: a name of spec/flops.py, 6ND or undeclared."""
     flops_imputed: bool
     """FLOPs were not given and are 6 * params * tokens."""
+    texts: Texts = NO_TEXTS
+    """What the runs were trained and evaluated on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

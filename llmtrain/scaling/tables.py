@@ -11,6 +11,7 @@ import numpy as np
 
 from llmtrain.scaling.law import FLOPS_PER_PARAM_TOKEN, Array
 from llmtrain.scaling.runs import Conventions, Exclusion, Labels, Runs
+from llmtrain.scaling.texts import Texts
 from llmtrain.spec.errors import ConfigError, FitRefusedError
 
 REQUIRED = ("params", "tokens", "loss")
@@ -139,7 +140,14 @@ def _columns(
         d_model=optional("d_model"),
         n_layers=optional("n_layers"),
         conventions=Conventions(
-            params=declared("params_convention"), flops=given, flops_imputed=imputed
+            params=declared("params_convention"),
+            flops=given,
+            flops_imputed=imputed,
+            texts=Texts(
+                data=declared("data"),
+                tokenizer=declared("tokenizer"),
+                evaluation=declared("eval_data"),
+            ),
         ),
         exclusions=exclusions,
         counts={},

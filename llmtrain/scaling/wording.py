@@ -59,3 +59,13 @@ def span(bounds: Interval | None, form: str = ".3f") -> str:
 def count_span(bounds: Interval | None) -> str:
     """Return an interval of counts."""
     return "–" if bounds is None else f"[{count(bounds.low)}, {count(bounds.high)}]"
+
+
+def flops_span(bounds: Interval | None) -> str:
+    """Return an interval of FLOPs."""
+    return "–" if bounds is None else f"[{flops(bounds.low)}, {flops(bounds.high)}]"
+
+
+def percent_span(bounds: Interval | None) -> str:
+    """Return an interval of shares in percent."""
+    return "–" if bounds is None else f"[{100 * bounds.low:.1f}, {100 * bounds.high:.1f}] %"

@@ -6,7 +6,7 @@ from scipy.optimize import minimize_scalar
 
 from llmtrain.scaling.cost import CostModel, fit_cost
 from llmtrain.scaling.law import LossLaw, PowerLaw, fit_power_law
-from llmtrain.scaling.published import MODELS, REGISTRY, published_law
+from llmtrain.scaling.published import REGISTRY, published_law
 from llmtrain.spec.errors import ConfigError
 
 BESIROGLU = published_law("besiroglu").loss_law
@@ -98,24 +98,6 @@ def test_the_rows_of_the_chinchilla_tables_return_their_law(key: str) -> None:
     assert ratio.max() < 1.045
 
 
-def test_palms_budget_buys_140b_parameters_on_3t_tokens_by_approach_1() -> None:
-    law = published_law("hoffmann_a1")
-    assert float(law.params_law.at(2.53e24)) == pytest.approx(141.8e9, rel=2e-3)
-    assert float(law.tokens_law.at(2.53e24)) == pytest.approx(3.00e12, rel=2e-3)
-
-
-@pytest.mark.parametrize(
-    ("model", "wasted"),
-    [("GPT-3", 39.2), ("Gopher", 50.3), ("OPT-175B", 51.8), ("MT-NLG 530B", 66.1),
-     ("PaLM 540B", 42.1), ("LLaMA-13B", 15.4), ("Chinchilla", 0.1)],
-)  # fmt: skip
-def test_known_models_waste_the_known_share(model: str, wasted: float) -> None:
-    found = next(known for known in MODELS if known.name == model)
-    assert 100 * BESIROGLU.wasted_share(found.params, found.tokens) == pytest.approx(
-        wasted, abs=0.06
-    )
-
-
 def test_kaplans_law_gives_7_8b_parameters_at_1e21() -> None:
     assert float(published_law("kaplan").params_law.at(1e21)) == pytest.approx(7.8e9, rel=0.01)
 
@@ -158,3 +140,50 @@ def test_constants_that_are_no_law_are_refused() -> None:
         LossLaw(E=1.0, A=1.0, B=1.0, alpha=-0.1, beta=0.3)
     with pytest.raises(ConfigError, match="E="):
         LossLaw(E=float("nan"), A=1.0, B=1.0, alpha=0.1, beta=0.3)
+
+
+# Pearce and Song 2024 (2406.12907): counting N without embeddings at small scale turns a law of
+# total parameters with a near one half into Kaplan's .73 or more.
+@pytest.mark.parametrize(
+    ("key", "total", "non_embedding"),
+    [("besiroglu2024", 0.513, 0.7805), ("hoffmann_a3_tex", 0.457, 0.7388)],
+)
+def test_leaving_the_embedding_out_of_n_gives_kaplans_exponent(
+    key: str, total: float, non_embedding: float
+) -> None:
+    law = published_law(key).loss_law
+    assert law is not None
+    n = np.logspace(2.9, 9.2, 20)
+    tokens = np.logspace(6, 25, 1000)
+    n_total = n + 47_491 * n ** (1 / 3)
+    budgets = np.logspace(12.95, 20.7, 100)
+    best = []
+    for C in budgets:
+        nearest = np.abs(np.log(6 * n[:, None] * tokens / C)).argmin(axis=1)
+        best.append(n[law.loss(n_total, tokens[nearest]).argmin()])
+    slope = fit_power_law(budgets, np.array(best)).exponent
+    assert law.a == pytest.approx(total, abs=5e-4)
+    assert slope == pytest.approx(non_embedding, abs=0.005)
+
+
+def test_the_optimum_without_embeddings_follows_its_closed_form() -> None:
+    law, gamma = BESIROGLU, 47_491.0
+    for n in (1e3, 1e6, 1e11):
+        n_total = n + gamma * n ** (1 / 3)
+        slope_of_total = n + gamma * n ** (1 / 3) / 3
+        ratio = law.beta * law.B / (law.alpha * law.A)
+        tokens = (
+            ratio ** (1 / law.beta)
+            * n_total ** ((1 + law.alpha) / law.beta)
+            * slope_of_total ** (-1 / law.beta)
+        )
+        C = 6 * n * tokens
+
+        def loss(x: float, C: float = C) -> float:
+            size = float(np.exp(x))
+            return float(law.loss(size + gamma * size ** (1 / 3), C / 6 / size))
+
+        found = minimize_scalar(
+            loss, bounds=(np.log(n) - 1, np.log(n) + 1), method="bounded", options={"xatol": 1e-9}
+        )
+        assert float(np.exp(found.x)) == pytest.approx(n, rel=1e-3)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from llmtrain.scaling.analysis import analyze
+from llmtrain.scaling.any_law import find_law
 from llmtrain.scaling.check_tables import shape_table
 from llmtrain.scaling.config import AnalyzeConfig, PredictConfig
 from llmtrain.scaling.isoflop import IsoflopFit
@@ -22,7 +23,7 @@ from llmtrain.scaling.load import load_runs
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.plot.curves import isoflop_curves
 from llmtrain.scaling.plot.style import styled, to_svg
-from llmtrain.scaling.predict import find_law, predict
+from llmtrain.scaling.predict import predict
 from llmtrain.scaling.report import ReportFiles, write_report
 from llmtrain.scaling.report_tables import group_tables
 from llmtrain.scaling.results import Analysis

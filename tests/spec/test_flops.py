@@ -50,19 +50,20 @@ def test_oracle_shape_at_context_128(raw):
     assert (flops["causal_attention"], flops["full_attention"]) == (786_432, 884_736)
 
 
-# Hoffmann et al. 2022, table A4: appendix F without embedding and final logits, over 6N.
+# Hoffmann et al. 2022, appendix F over 6N. Table A4 prints 1.03 1.10 1.08 1.04 1.03 .99, which is
+# the version without the input embedding and the final logits; `literal` has both.
 @pytest.mark.parametrize(
-    ("n_layers", "d_model", "d_ff", "d_head", "ratio"),
+    ("n_layers", "d_model", "d_ff", "d_head", "ratio", "literal"),
     [
-        (10, 640, 2560, 64, 1.03),
-        (20, 1024, 4096, 64, 1.10),
-        (24, 1280, 5120, 128, 1.08),
-        (26, 1792, 7168, 128, 1.04),
-        (28, 2048, 8192, 128, 1.03),
-        (40, 3584, 14336, 128, 0.99),
+        (10, 640, 2560, 64, 1.026, 1.58),
+        (20, 1024, 4096, 64, 1.102, 1.32),
+        (24, 1280, 5120, 128, 1.084, 1.23),
+        (26, 1792, 7168, 128, 1.045, 1.14),
+        (28, 2048, 8192, 128, 1.033, 1.12),
+        (40, 3584, 14336, 128, 0.994, 1.03),
     ],
 )
-def test_appendix_f_over_6n_matches_table_a4(raw, n_layers, d_model, d_ff, d_head, ratio):
+def test_appendix_f_over_6n_matches_table_a4(raw, n_layers, d_model, d_ff, d_head, ratio, literal):
     model = shape(raw, d_model=d_model, n_layers=n_layers, d_head=d_head, ff_ratio=d_ff / d_model)
     vocab, seq_len = 32_000, 2048
     flops = flops_per_token(model, vocab_size=vocab, seq_len=seq_len)
@@ -70,6 +71,20 @@ def test_appendix_f_over_6n_matches_table_a4(raw, n_layers, d_model, d_ff, d_hea
     # Their N: relative positions add one d x d matrix per layer; embedding once.
     n_params = n_layers * (5 * d_model**2 + 2 * d_model * d_ff) + vocab * d_model
     assert without_vocabulary / (6 * n_params) == pytest.approx(ratio, abs=0.006)
+    assert flops["chinchilla"] / (6 * n_params) == pytest.approx(literal, abs=0.006)
+
+
+def test_palms_model_flops_utilisation_is_the_published_46_2_percent(raw):
+    # Chowdhery et al. 2022 (2204.02311), appendix B: 6144 TPU v4 of 275 TFLOP/s, 238.3k tokens/s.
+    n_params, tokens_per_second, peak = 540.35e9, 238.3e3, 6144 * 275e12
+    # PaLM's 48 heads of 256 are narrower than its d_model; attention costs what the heads span.
+    heads = shape(raw, d_model=48 * 256, n_layers=118, d_head=256)
+    flops = flops_per_token(heads, vocab_size=256_000, seq_len=2048)
+    attention = flops["full_attention"] - flops["with_head"]
+    assert attention == 12 * 118 * 48 * 256 * 2048
+    mfu = tokens_per_second * (6 * n_params + attention) / peak
+    assert mfu == pytest.approx(0.4623, abs=5e-4)
+    assert tokens_per_second * 6 * n_params / peak == pytest.approx(0.4573, abs=5e-4)
 
 
 def test_tied_head_costs_the_same_flops_and_fewer_parameters(raw):

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from llmtrain.scaling.plot import checks, curves, envelope
+from llmtrain.scaling.plot.compare import multiplier
 from llmtrain.scaling.plot.style import save, styled
-from llmtrain.scaling.results import GroupAnalysis
+from llmtrain.scaling.results import Analysis, GroupAnalysis
 
 DRAWN = (
     (
@@ -77,7 +80,23 @@ def draw_figures(group: GroupAnalysis, folder: Path, prefix: str) -> Sequence[Dr
     for name, caption, draw in DRAWN:
         with styled():
             figure = draw(group)
-        if figure is not None:
-            svg, png = save(figure, folder / f"{prefix}{name}")
-            drawn.append(DrawnFigure(name=name, caption=caption, svg=svg, png=png))
+        drawn += _saved(figure, name, caption, folder / f"{prefix}{name}")
     return drawn
+
+
+def draw_comparison(analysis: Analysis, folder: Path) -> Sequence[DrawnFigure]:
+    """Draw the compute multiplier over another sweep, where there is one."""
+    caption = (
+        "How many times this sweep's FLOPs the other needs for the same loss, with 90 % intervals; "
+        "the last point is the target."
+    )
+    with styled():
+        figure = multiplier(analysis)
+    return _saved(figure, "multiplier", caption, folder / "multiplier")
+
+
+def _saved(figure: Figure | None, name: str, caption: str, stem: Path) -> list[DrawnFigure]:
+    if figure is None:
+        return []
+    svg, png = save(figure, stem)
+    return [DrawnFigure(name=name, caption=caption, svg=svg, png=png)]
