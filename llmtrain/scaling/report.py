@@ -87,7 +87,7 @@ def _html(analysis: Analysis, drawn: Sequence[Sequence[DrawnFigure]], command: s
         body += [figure_html(f.name, f.svg, f.caption) for f in figures]
         body += [table_html(table) for table in group_tables(group)]
         body.append("<h3>Guards</h3>")
-        body.append(finding_list([(f.level, f.message) for f in group.findings]))
+        body.append(finding_list([(f.level, f"{f.code}: {f.message}") for f in group.findings]))
     compared = multiplier_table(analysis)
     if compared is not None:
         body.append(table_html(compared))
@@ -112,7 +112,7 @@ def _markdown(analysis: Analysis, drawn: Sequence[Sequence[DrawnFigure]], comman
         parts.append("\n".join(f"- {_md(line)}" for line in verdict(group)))
         parts += [f"![{f.name}]({FIGURES}/{f.png.name})\n\n*{f.caption}*" for f in figures]
         parts += [_md_table(table) for table in group_tables(group)]
-        lines = [f"- **{f.level}**: {_md(f.message)}" for f in group.findings]
+        lines = [f"- **{f.level}** {f.code}: {_md(f.message)}" for f in group.findings]
         parts.append("### Guards\n\n" + ("\n".join(lines) or "No guard has anything to say."))
     compared = multiplier_table(analysis)
     if compared is not None:

@@ -120,6 +120,9 @@ def analyze_config() -> Callable[..., AnalyzeConfig]:
     defaults = AnalyzeConfig(
         runs="planted",
         out=None,
+        columns={},
+        params_convention=None,
+        flops_convention=None,
         group=None,
         budgets=(),
         budget_tolerance=0.1,
