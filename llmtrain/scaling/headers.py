@@ -48,8 +48,12 @@ def match_columns(
     names = []
     for name in found:
         plain = name.lower().replace(" ", "_")
-        usable = plain in KNOWN and plain not in mapping
-        names.append(taken.get(name, plain if usable else name))
+        if name in taken:
+            names.append(taken[name])
+        elif plain in mapping:
+            names.append(f"{name} (another column is named for it)")
+        else:
+            names.append(plain if plain in KNOWN else name)
     missing = [name for name in REQUIRED if name not in names]
     if missing:
         shown = ", ".join(found) or "nothing"
