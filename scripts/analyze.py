@@ -2,6 +2,7 @@
 
   python scripts/analyze.py runs=runs/NAME
   python scripts/analyze.py runs=FILE.csv            columns params, tokens, loss; flops, group, ...
+  python scripts/analyze.py runs=FILE.csv 'columns={params: N, tokens: D}' params_convention=total
   python scripts/analyze.py runs=FILE.csv 'budgets=[1e18,1e19,1e20]' bootstrap=2000 out=DIR
   python scripts/analyze.py runs=runs/B against=runs/A/report/law.json
 
@@ -23,6 +24,7 @@ from llmtrain.scaling.law_file import read_side
 from llmtrain.scaling.load import load_runs
 from llmtrain.scaling.report import ReportFiles, write_report
 from llmtrain.scaling.results import Analysis
+from llmtrain.scaling.tables import TableOptions
 from llmtrain.scaling.training_curves import load_curves
 from llmtrain.scaling.verdict import verdict
 from llmtrain.scaling.wording import Table
@@ -57,7 +59,7 @@ def print_analysis(console: Console, analysis: Analysis, files: ReportFiles) -> 
             console.print(f"- {line}", markup=False)
         for finding in group.findings:
             if finding.level == "warning":
-                console.print(f"warning: {finding.message}", markup=False)
+                console.print(f"warning ({finding.code}): {finding.message}", markup=False)
     multipliers = multiplier_table(analysis)
     if multipliers is not None:
         print_table(console, multipliers)
@@ -74,7 +76,12 @@ def main(overrides: list[str]) -> None:
     config = build(AnalyzeConfig, compose("analyze", overrides))
     source = Path(config.runs)
     base = None if config.against is None else read_side(Path(config.against))
-    runs = load_runs(source)
+    table = TableOptions(
+        columns=config.columns,
+        params_convention=config.params_convention,
+        flops_convention=config.flops_convention,
+    )
+    runs = load_runs(source, table)
     training = load_curves(source, runs) if source.is_dir() else None
     analysis = analyze(config, runs, training)
     if base is not None:

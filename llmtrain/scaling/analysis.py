@@ -16,25 +16,28 @@ from llmtrain.scaling.diagnose import (
     Finding,
     check_agreement,
     check_curves,
-    check_data,
     check_reach,
     check_stability,
+    check_starts,
     check_steps,
     check_trends,
 )
-from llmtrain.scaling.estimators import estimate_all, surface_options
+from llmtrain.scaling.envelope import EnvelopeFit
+from llmtrain.scaling.estimators import estimate_all, flops_of_curve, surface_options
 from llmtrain.scaling.forecast import (
     hold_out_largest,
     leave_small_budgets_out,
     seed_noise,
 )
-from llmtrain.scaling.influence import leave_out
-from llmtrain.scaling.isoflop import fit_isoflop, read_curves
-from llmtrain.scaling.law import Array
+from llmtrain.scaling.held_model import hold_out_model
+from llmtrain.scaling.influence import LeftOut, leave_out, leave_out_hull, leave_out_isoflop
+from llmtrain.scaling.intake import check_runs
+from llmtrain.scaling.isoflop import IsoflopFit, fit_isoflop, read_curves
 from llmtrain.scaling.parametric import ParametricFit, fit_parametric
 from llmtrain.scaling.profile import profile_exponent
 from llmtrain.scaling.results import Analysis, GroupAnalysis, OtherCount
 from llmtrain.scaling.runs import Runs
+from llmtrain.scaling.sensitivity import check_sensitivity
 from llmtrain.scaling.texts import loss_scale
 from llmtrain.scaling.training_curves import TrainingCurves, curves_of
 from llmtrain.scaling.trunks import branch_costs, can_branch
@@ -125,20 +128,23 @@ def analyze_group(
         bias=found.bias,
         findings=(),
         held_out=hold_out_largest(finals, options, config.bootstrap, config.seed),
-        steps=leave_small_budgets_out(finals, options),
+        held_model=hold_out_model(finals, options),
+        steps=leave_small_budgets_out(finals, options, target),
         noise=seed_noise(finals),
         counts=_other_counts(config, finals),
         left_out=(),
+        sensitivity=None,
         profile=None,
         next_runs=(),
         target_flops=target,
     )
-    partial = replace(partial, **_about_surface(partial))
+    partial = replace(partial, **_about_surface(config, partial))
+    partial = replace(partial, left_out=(*partial.left_out, *_left_out_of_lines(partial, rows)))
     return replace(partial, findings=tuple(_findings(partial, largest)))
 
 
-def _about_surface(group: GroupAnalysis) -> dict[str, Any]:
-    """Return what only an accepted surface can tell: influence, profile, next runs."""
+def _about_surface(config: AnalyzeConfig, group: GroupAnalysis) -> dict[str, Any]:
+    """Return what only an accepted surface can tell: influence, other starts, next runs."""
     surface, runs = group.surface, group.runs
     if surface is None or not isinstance(surface.fit, ParametricFit):
         return {}
@@ -148,12 +154,26 @@ def _about_surface(group: GroupAnalysis) -> dict[str, Any]:
     assert squares is None or isinstance(squares, ParametricFit)
     return {
         "left_out": leave_out(fit, runs, group.cost),
+        "sensitivity": check_sensitivity(fit, runs, group.cost, config.seed),
         # With alpha = beta there is nothing to profile, and a profile lets E move.
         "profile": None
         if squares is None or squares.options.constrained
         else profile_exponent(squares, *columns),
         "next_runs": _next_runs(group, fit),
     }
+
+
+def _left_out_of_lines(group: GroupAnalysis, rows: Runs) -> list[LeftOut]:
+    """Return how a moves in Approach 2 and on the hull when what they rest on leaves."""
+    found: list[LeftOut] = []
+    isoflop, hull = group.estimate("approach2"), group.estimate("approach1_hull")
+    if isoflop.status == "accepted" and isinstance(isoflop.fit, IsoflopFit):
+        found += leave_out_isoflop(isoflop.fit, group.runs)
+    if hull.status == "accepted" and isinstance(hull.fit, EnvelopeFit):
+        columns = (rows.params, rows.tokens, flops_of_curve(rows), rows.loss)
+        point = leave_out_hull(hull.fit, rows.run_id, columns)
+        found += [] if point is None else [point]
+    return found
 
 
 def _next_runs(group: GroupAnalysis, fit: ParametricFit) -> tuple[NextRun, ...]:
@@ -202,12 +222,13 @@ def _other_counts(config: AnalyzeConfig, runs: Runs) -> tuple[OtherCount, ...]:
             law = fit_parametric(*columns, surface_options(config)["approach3"]).law
         except FitRefusedError:
             law = None
-        for counted, flops in _flops_counts(other).items():
+        own = {other.conventions.flops: other.flops}
+        for counted, flops in (other.flops_counts or own).items():
             a_surface = None
             if law is not None:
                 cost = fit_cost(other.params, other.tokens, flops)
                 a_surface = float(cost.exponent(law.alpha, law.beta))
-            planned = counted == other.conventions.flops
+            planned = flops is other.flops or np.array_equal(flops, other.flops)
             found.append(
                 OtherCount(
                     params=name,
@@ -219,29 +240,21 @@ def _other_counts(config: AnalyzeConfig, runs: Runs) -> tuple[OtherCount, ...]:
     return tuple(found)
 
 
-def _flops_counts(runs: Runs) -> dict[str, Array]:
-    """Return the FLOPs of the rows under every convention that all records hold, theirs first."""
-    found = {runs.conventions.flops: runs.flops}
-    for name in runs.records[0].flops if runs.records else ():
-        if name not in found and all(name in record.flops for record in runs.records):
-            found[name] = np.array([record.flops[name] for record in runs.records])
-    return found
-
-
 def _findings(group: GroupAnalysis, largest: float) -> list[Finding]:
-    found = check_data(group.runs)
+    found = check_runs(group.runs)
     found += check_curves(group.runs, group.curves)
     if group.training is not None and group.training.unannealed:
         message = (
             f"{group.training.unannealed} of {len(group.training.loss)} points of the training "
             "curves lie before the end of their schedule (or of a run whose schedule is unknown): "
-            "their losses are pessimistic, and so are the rows of Approach 1 from curves; no other "
-            "method uses them"
+            "their losses are pessimistic, and so is Approach 1 where it uses them: on curves, and "
+            "on the hull of a table; no other method does"
         )
         found.append(Finding(level="warning", code="unannealed", message=message))
     if group.outliers.any():
         names = ", ".join(map(str, group.runs.run_id[group.outliers]))
-        message = f"outliers, left out of the robust Approach 2 only: {names}"
+        where = "the row without outliers leaves them out" if group.has("approach2_robust") else ""
+        message = f"off every smooth curve: {names}; {where or 'every fit keeps them'}"
         found.append(Finding(level="warning", code="diverged", message=message))
     if group.bias is not None and abs(group.bias.exponent_shift) > INFLUENCE_LIMIT:
         message = (
@@ -263,7 +276,8 @@ def _findings(group: GroupAnalysis, largest: float) -> list[Finding]:
         if estimate.status == "refused":
             message = f"{estimate.title}: {estimate.reason}"
             found.append(Finding(level="refusal", code=estimate.name, message=message))
-    found += check_stability(group.left_out, group.held_out)
+    found += check_stability(group.left_out, group.held_out, group.held_model)
+    found += check_starts(group.sensitivity)
     found += check_steps(group.steps, group.estimate("approach3").a_interval)
     compared = []
     for estimate in group.estimates:

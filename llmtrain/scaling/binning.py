@@ -16,11 +16,12 @@ MIN_ROWS = 3
 def assign_budgets(runs: Runs, budgets: Sequence[float], tolerance: float) -> tuple[Runs, str]:
     """Fill `Runs.budget`, and say in one line how.
 
-    Records bring their budgets. A table's rows snap to the nearest of `budgets` (in log C)
-    within a factor of 1 + `tolerance`; with no list, rows of equal FLOPs (to 0.1 %) are one curve,
-    and where most rows have no such partner, clusters of log C with gaps wider than the tolerance.
+    Without a list, budgets that records or a table's budget column bring stay. With one, rows snap
+    to the nearest of `budgets` (in log C) within a factor of 1 + `tolerance`. Else rows of equal
+    FLOPs (to 0.1 %) are one curve, and where most rows have no such partner, clusters of log C with
+    gaps wider than the tolerance.
     """
-    if np.isfinite(runs.budget).any():
+    if len(budgets) == 0 and np.isfinite(runs.budget).any():
         return runs, "budgets as planned"
     if len(budgets) > 0:
         snapped = _snap(runs.flops, np.sort(np.asarray(budgets, dtype=np.float64)), tolerance)

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from llmtrain.scaling.estimate import METHODS
 from llmtrain.scaling.results import GroupAnalysis
 from llmtrain.scaling.wording import Table, count, flops, span
 
@@ -44,8 +45,73 @@ def forecast_table(group: GroupAnalysis) -> Table | None:
     )  # fmt: skip
 
 
+def held_model_table(group: GroupAnalysis) -> Table | None:
+    """Return the forecasts of the largest model's runs."""
+    held = group.held_model
+    if held is None:
+        return None
+
+    def cell(value: float | None, form: str) -> str:
+        return "–" if value is None else f"{100 * value:{form}} %"
+
+    return Table(
+        title=f"Forecast of the largest model, N = {count(held.params)}, from {held.n_models} "
+        "smaller sizes",
+        header=("method", "runs", "mean error", "mean |error|", "worst", "note"),
+        rows=tuple(
+            (
+                own.method,
+                str(held.n_runs),
+                cell(own.mean, "+.2f"),
+                cell(own.mean_absolute, ".2f"),
+                cell(own.largest, ".2f"),
+                own.note or "–",
+            )
+            for own in held.forecasts
+        ),
+        note="Relative errors of the loss at the model's own token counts; its runs took no part.",
+    )
+
+
+def sensitivity_table(group: GroupAnalysis) -> Table | None:
+    """Return where other searches end, and the exponent under other Huber corners."""
+    found = group.sensitivity
+    if found is None or group.surface is None:
+        return None
+    rows = [
+        (
+            f"search from {own.law}",
+            f"{own.objective:.6g}" if np.isfinite(own.objective) else "–",
+            "the same optimum" if own.agrees else "another stationary point",
+        )
+        for own in found.published
+    ]
+    rows.append(
+        (
+            f"{found.random_starts} random searches",
+            "–",
+            f"{found.random_agreeing} reach the same optimum",
+        )
+    )
+    rows += [
+        (
+            own.what,
+            "–",
+            "did not converge" if own.a is None else f"a {own.a:.4f}, moved {own.shift:+.4f}",
+        )
+        for own in found.variants
+    ]
+    lower = "none ended lower" if found.better is None else f"one ended at {found.better:.6g}"
+    return Table(
+        title=f"Other starts and choices for {group.surface.title}",
+        header=("what", "objective at the start", "result"),
+        rows=tuple(rows),
+        note=f"Of these searches {lower}.",
+    )
+
+
 def steps_table(group: GroupAnalysis) -> Table | None:
-    """Return the exponents as small budgets leave."""
+    """Return exponents, floor and forecast at the target as small budgets leave."""
     if not group.steps:
         return None
 
@@ -54,7 +120,10 @@ def steps_table(group: GroupAnalysis) -> Table | None:
 
     return Table(
         title="Without the smallest budgets",
-        header=("smallest budget kept", "left out", "a, Approach 2", "a, Approach 3", "E"),
+        header=(
+            "smallest budget kept", "left out", "a, Approach 2", "a, Approach 3", "E",
+            f"loss at {flops(group.target_flops)}",
+        ),
         rows=tuple(
             (
                 flops(step.smallest),
@@ -62,10 +131,11 @@ def steps_table(group: GroupAnalysis) -> Table | None:
                 cell(step.a_isoflop, ".4f"),
                 cell(step.a_surface, ".4f"),
                 cell(step.E, ".4g"),
+                cell(step.loss_at_target, ".4f"),
             )
             for step in group.steps
         ),
-    )
+    )  # fmt: skip
 
 
 def shape_table(group: GroupAnalysis) -> Table | None:
@@ -124,11 +194,12 @@ def bias_table(group: GroupAnalysis) -> Table | None:
 
 
 def influence_table(group: GroupAnalysis) -> Table | None:
-    """Return how the surface's exponent moves when runs leave, and its profile interval."""
-    if not group.left_out or group.surface is None:
+    """Return how a moves when runs, models, budgets or hull points leave."""
+    if not group.left_out:
         return None
     rows = [
         (
+            METHODS[item.method],
             item.kind,
             str(item.n_units),
             span(item.range_of_a, ".4f"),
@@ -142,8 +213,8 @@ def influence_table(group: GroupAnalysis) -> Table | None:
         bounds = span(group.profile.interval, ".4f")
         note = f"Gaussian profile likelihood of a at C = 6ND, squares of ln L, 90 %: {bounds}."
     return Table(
-        title=f"Left out in turn: a of {group.surface.title}",
-        header=("without one", "fits", "range of a", "moves it most", "by"),
+        title="Left out in turn: the exponent a",
+        header=("method", "without one", "fits", "range of a", "moves it most", "by"),
         rows=tuple(rows),
         note=note,
     )

@@ -42,12 +42,14 @@ def _form(group: GroupAnalysis) -> tuple[tuple[str, str, str], ...]:
             f"{proof.objective:.6g}, gradient {proof.gradient:.0e}, condition {proof.condition:.0f}"
         )
     given = group.runs.conventions
+    low, middle, high = np.quantile(group.runs.flops_ratio, [0.0, 0.5, 1.0])
     return (
         ("form", "equation", f"L = E + A N^-alpha + B D^-beta; {free}; nats per token"),
         ("form", "loss function", fitted),
         ("form", "optimiser and certificate", starts),
         ("form", "N counts", given.params),
         ("form", "C counts", given.flops + (", imputed" if given.flops_imputed else "")),
+        ("form", "C / 6ND", f"least {low:.4g}, median {middle:.4g}, most {high:.4g}"),
     )
 
 

@@ -16,6 +16,12 @@ class AnalyzeConfig:
     """Folder of a sweep, or a CSV file with params, tokens and loss."""
     out: str | None
     """Folder for the report; null: runs/NAME/report, or runs/analysis/STEM for a CSV."""
+    columns: dict[str, str]
+    """CSV: field -> column that holds it, where the header uses other names."""
+    params_convention: str | None
+    """CSV: what its params column counts; null: what its column of this name says."""
+    flops_convention: str | None
+    """CSV: what its flops column counts; null: what its column of this name says."""
     group: str | None
     """Analyse this group of the table only; null takes each in turn."""
     budgets: tuple[float, ...]
@@ -23,7 +29,8 @@ class AnalyzeConfig:
     budget_tolerance: float
     """Rows within this relative distance of a budget belong to it."""
     params: ParamsConvention
-    """Parameter count of the fits, where the records hold several; auto: no_input_embedding."""
+    """Parameter count of the fits, where several are known; auto: no_input_embedding of records,
+    the params column of a CSV."""
     bootstrap: int
     """Draws behind every interval."""
     unit: Literal["run", "model", "budget"]

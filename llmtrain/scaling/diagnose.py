@@ -7,18 +7,20 @@ from typing import Literal
 import numpy as np
 
 from llmtrain.scaling.bootstrap import Interval
+from llmtrain.scaling.estimate import METHODS
 from llmtrain.scaling.forecast import HeldOut, Step
+from llmtrain.scaling.held_model import HeldModel
 from llmtrain.scaling.influence import LeftOut
 from llmtrain.scaling.isoflop import Curve
 from llmtrain.scaling.law import Array
 from llmtrain.scaling.parametric import GRADIENT_LIMIT, ParametricFit
 from llmtrain.scaling.runs import Runs
+from llmtrain.scaling.sensitivity import Sensitivity
 
 CONDITION_LIMIT = 2000.0
 """Sound public families lie between 110 and 700, ladders of one D/N above 2500."""
 WIDTH_LIMIT = 0.2
 """Widest 80 % interval of a that still says something."""
-FLOPS_RATIO_SPREAD = 1.5
 EXPONENT_GAP = 0.1
 FLOOR_GAP = 0.3
 REACH_LIMIT = 100.0
@@ -26,6 +28,10 @@ REACH_LIMIT = 100.0
 INFLUENCE_LIMIT = 0.02
 BACKTEST_LIMIT = 0.01
 """Relative error of the held-out budget's loss that a sound law stays under."""
+
+
+UNUSABLE = {"thin": "thin", "no minimum": "curvature", "edge": "edge"}
+"""Why a budget has no minimum to use -> name of the finding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,44 +77,6 @@ def refuse_width(width_of_a: Interval | None) -> str:
     return ""
 
 
-def check_data(runs: Runs) -> list[Finding]:
-    """Look at the table before any fit."""
-    found = []
-    ratio = runs.flops_ratio
-    low, high = float(ratio.min()), float(ratio.max())
-    convention = runs.conventions
-    if convention.flops_imputed:
-        found.append(
-            Finding(level="note", code="flops", message="no flops column: C = 6 * params * tokens")
-        )
-    elif high / low > FLOPS_RATIO_SPREAD:
-        found.append(
-            Finding(
-                level="warning",
-                code="conventions",
-                message=f"flops / (6 params tokens) runs from {low:.3g} to {high:.3g}: FLOPs per "
-                "parameter vary with the size here, so exponents under C = 6ND and under the "
-                "recorded FLOPs differ",
-            )
-        )
-    if "undeclared" in (convention.params, convention.flops):
-        found.append(
-            Finding(
-                level="note",
-                code="conventions",
-                message=f"parameter count {convention.params}, FLOP count {convention.flops}: "
-                "compare exponents only with fits of the same counts",
-            )
-        )
-    recipes = sorted({record.recipe for record in runs.records})
-    optimizers = sorted({record.optimizer for record in runs.records})
-    for name, values in (("recipe", recipes), ("optimizer", optimizers)):
-        if len(values) > 1:
-            message = f"runs of {len(values)} {name}s are fitted together: {', '.join(values)}"
-            found.append(Finding(level="warning", code="mixed", message=message))
-    return found
-
-
 def check_curves(runs: Runs, curves: Sequence[Curve]) -> list[Finding]:
     """Name the budgets that Approach 2 leaves out, and minima measured at the end of a grid."""
     found = []
@@ -116,7 +84,9 @@ def check_curves(runs: Runs, curves: Sequence[Curve]) -> list[Finding]:
         label = f"budget {curve.budget:.3g}"
         if not curve.used:
             message = f"{label} left out of Approach 2: {curve.reason}"
-            found.append(Finding(level="warning", code="edge", message=message))
+            statuses = (curve.params.status, curve.tokens.status)
+            code = next(name for status, name in UNUSABLE.items() if status in statuses)
+            found.append(Finding(level="warning", code=code, message=message))
             continue
         rows = runs.budget == curve.budget
         sizes = runs.params[rows]
@@ -178,16 +148,29 @@ def check_trends(residuals: Array, runs: Runs) -> list[Finding]:
     return found
 
 
-def check_stability(left_out: Sequence[LeftOut], held_out: HeldOut | None) -> list[Finding]:
-    """Warn where a few runs carry the exponent, or the back-test misses."""
+def check_stability(
+    left_out: Sequence[LeftOut], held_out: HeldOut | None, held_model: HeldModel | None
+) -> list[Finding]:
+    """Warn where a few runs carry the surface's exponent, or a back-test misses."""
     found = []
     for item in left_out:
-        if abs(item.shift) > INFLUENCE_LIMIT and item.n_units > 1:
-            message = f"leaving out {item.kind} {item.worst} moves a by {item.shift:+.3f}"
-            found.append(Finding(level="warning", code="influence", message=message))
-        elif abs(item.shift) > INFLUENCE_LIMIT:
-            message = f"leaving out {item.kind} moves a by {item.shift:+.3f}"
-            found.append(Finding(level="warning", code="influence", message=message))
+        # Lines through a few minima or hull points move at every step; their range is in the table.
+        if item.on_lines or abs(item.shift) <= INFLUENCE_LIMIT:
+            continue
+        unit = f" {item.worst}" if item.n_units > 1 else ""
+        message = (
+            f"leaving out {item.kind}{unit} moves a by {item.shift:+.3f} ({METHODS[item.method]})"
+        )
+        found.append(Finding(level="warning", code="influence", message=message))
+    size = held_model.best if held_model is not None else None
+    if held_model is not None and size is not None and (size.mean_absolute or 0) > BACKTEST_LIMIT:
+        assert size.mean_absolute is not None
+        message = (
+            f"the smaller models miss the largest, N = {held_model.params:.3g} "
+            f"({held_model.n_runs} runs), by {100 * size.mean_absolute:.1f} % on average "
+            f"({size.method}): losses of larger models deserve little trust"
+        )
+        found.append(Finding(level="warning", code="backtest", message=message))
     best = held_out.best if held_out is not None else None
     if best is not None and best.error is not None and abs(best.error) > BACKTEST_LIMIT:
         message = (
@@ -196,6 +179,17 @@ def check_stability(left_out: Sequence[LeftOut], held_out: HeldOut | None) -> li
         )
         found.append(Finding(level="warning", code="backtest", message=message))
     return found
+
+
+def check_starts(sensitivity: Sensitivity | None) -> list[Finding]:
+    """Warn where a search from elsewhere ends below the optimum that is reported."""
+    if sensitivity is None or sensitivity.better is None:
+        return []
+    message = (
+        f"a search from published or random constants ends at a lower objective, "
+        f"{sensitivity.better:.6g}: set starts=hoffmann and compare"
+    )
+    return [Finding(level="warning", code="starts", message=message)]
 
 
 def check_steps(steps: Sequence[Step], bounds: Interval | None) -> list[Finding]:

@@ -13,6 +13,10 @@ from llmtrain.scaling.law import Array, PowerLaw, fit_power_law
 from llmtrain.spec.errors import FitRefusedError
 
 MIN_POINTS = 3
+NEARBY = 2.0
+"""Rows within this factor of a hull point's FLOPs competed with it."""
+MIN_CHOICE = 2.0
+"""Least spread of D/N among the rows that competed, median over the hull's points."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -60,6 +64,24 @@ def fit_envelope(
         loss=loss[rows],
         params_law=fit_power_law(C[rows], N[rows]),
         tokens_law=fit_power_law(C[rows], D[rows]),
+    )
+
+
+def refuse_no_choice(rows: NDArray[np.intp], N: Array, D: Array, C: Array) -> str:
+    """Return why a hull follows the grid and not the runs; empty where sizes competed.
+
+    On a ladder of one D/N every run lies on the hull, and its exponent is the grid's.
+    """
+    spread = []
+    for row in rows:
+        near = np.abs(np.log(C / C[row])) <= np.log(NEARBY)
+        ratio = D[near] / N[near]
+        spread.append(ratio.max() / ratio.min())
+    if np.median(spread) >= MIN_CHOICE:
+        return ""
+    return (
+        f"not identified: at equal FLOPs the runs differ in D/N by a factor of "
+        f"{np.median(spread):.2g} only, so that the hull follows the grid; vary D/N at each budget"
     )
 
 

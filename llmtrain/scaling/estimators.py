@@ -21,7 +21,7 @@ from llmtrain.scaling.bootstrap import (
 from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.cost import CostModel
 from llmtrain.scaling.diagnose import refuse_exponents, refuse_parametric, refuse_width
-from llmtrain.scaling.envelope import EnvelopeFit, fit_envelope
+from llmtrain.scaling.envelope import EnvelopeFit, fit_envelope, refuse_no_choice
 from llmtrain.scaling.estimate import Estimate, Fit
 from llmtrain.scaling.interaction import fit_interaction
 from llmtrain.scaling.isoflop import IsoflopFit, fit_isoflop
@@ -97,7 +97,7 @@ def estimate_all(
     n_curve_runs = int(np.isfinite(finals.budget).sum())
     plain = _attempt("approach2", lambda: _isoflop(config, finals), cost, n_curve_runs)
     found.append(plain)
-    if outliers.any():
+    if (outliers & np.isfinite(finals.budget)).any():
         clean = finals.take(~outliers)
         n_clean = int(np.isfinite(clean.budget).sum())
         found.append(_attempt("approach2_robust", lambda: _isoflop(config, clean), cost, n_clean))
@@ -114,10 +114,11 @@ def estimate_all(
 
 
 def _hull(config: AnalyzeConfig, rows: Runs) -> tuple[Fit, PowerDraws, str]:
-    columns = (rows.params, rows.tokens, _flops_of_curve(rows), rows.loss)
+    columns = (rows.params, rows.tokens, flops_of_curve(rows), rows.loss)
     fit = fit_envelope(*columns)
     own = draw_weights(_units(config, rows), min(config.bootstrap, 1000), config.seed)
-    return fit, bootstrap_envelope(*columns, own), refuse_exponents(fit.a, fit.b)
+    reason = refuse_exponents(fit.a, fit.b) or refuse_no_choice(fit.rows, *columns[:3])
+    return fit, bootstrap_envelope(*columns, own), reason
 
 
 def _from_curves(
@@ -225,7 +226,7 @@ def _bound(
     return lambda: _surface(config, runs, name, options)
 
 
-def _flops_of_curve(runs: Runs) -> Array:
+def flops_of_curve(runs: Runs) -> Array:
     """Return FLOPs, with runs that meet their budget to 0.5 % at the budget itself.
 
     Else the envelope would begin at whichever run of the first budget is short by a few tokens.

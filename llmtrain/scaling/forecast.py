@@ -67,6 +67,7 @@ class Step:
     a_isoflop: float | None
     a_surface: float | None
     E: float | None
+    loss_at_target: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,7 +192,7 @@ def _line_forecast(minima: list[Curve], target: float, truth: float) -> Forecast
     )
 
 
-def leave_small_budgets_out(runs: Runs, options: FitOptions) -> tuple[Step, ...]:
+def leave_small_budgets_out(runs: Runs, options: FitOptions, target: float) -> tuple[Step, ...]:
     """Return the exponents as the smallest budgets leave one by one, three remaining at least."""
     steps = []
     budgets = runs.budgets
@@ -216,6 +217,7 @@ def leave_small_budgets_out(runs: Runs, options: FitOptions) -> tuple[Step, ...]
                 a_isoflop=isoflop,
                 a_surface=None if law is None else float(cost.exponent(law.alpha, law.beta)),
                 E=None if law is None else law.E,
+                loss_at_target=None if law is None else float(cost.loss_opt(law, target)),
             )
         )
     return tuple(steps)

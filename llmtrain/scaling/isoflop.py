@@ -197,6 +197,11 @@ def fit_isoflop(
 
 
 def _too_few(curves: tuple[Curve, ...], n_usable: int) -> str:
+    if not curves:
+        return (
+            "Approach 2: no rows share a FLOP budget; name the budgets with budgets=[...] where "
+            "the runs were planned at some, else train sizes at equal FLOPs"
+        )
     lost = "; ".join(f"C={curve.budget:.3g}: {curve.reason}" for curve in curves if not curve.used)
     return (
         f"Approach 2 needs {MIN_BUDGETS} budgets with a minimum inside their sizes, has {n_usable}"

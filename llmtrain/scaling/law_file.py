@@ -19,6 +19,7 @@ from llmtrain.scaling.law import LossLaw, PowerLaw
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.results import Analysis, GroupAnalysis
 from llmtrain.scaling.texts import Texts, texts_from
+from llmtrain.scaling.verdict import target
 from llmtrain.spec.errors import ConfigError, FitRefusedError
 
 SCHEMA = 1
@@ -88,7 +89,10 @@ def _group(group: GroupAnalysis) -> dict[str, Any]:
         "curves": [dataclasses.asdict(curve) for curve in group.curves],
         "findings": [dataclasses.asdict(finding) for finding in group.findings],
         "forecast": dataclasses.asdict(group.held_out) if group.held_out else None,
+        "forecast_model": dataclasses.asdict(group.held_model) if group.held_model else None,
+        "projected": dataclasses.asdict(aim) if (aim := target(group)) else None,
         "without_small_budgets": [dataclasses.asdict(step) for step in group.steps],
+        "sensitivity": dataclasses.asdict(group.sensitivity) if group.sensitivity else None,
         "left_out": [dataclasses.asdict(item) for item in group.left_out],
         "profile_of_a": dataclasses.asdict(group.profile) if group.profile else None,
         "next_runs": [dataclasses.asdict(run) for run in group.next_runs],

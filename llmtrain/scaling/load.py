@@ -10,7 +10,7 @@ import numpy as np
 
 from llmtrain.scaling.law import Array
 from llmtrain.scaling.runs import Conventions, Exclusion, Runs
-from llmtrain.scaling.tables import read_table
+from llmtrain.scaling.tables import AS_IT_SAYS, TableOptions, read_table
 from llmtrain.scaling.texts import texts_of
 from llmtrain.spec.errors import ConfigError, FitRefusedError, MismatchError
 from llmtrain.spec.record import RECORD_FILE, RunRecord, read_record
@@ -31,17 +31,22 @@ SAME_IN_A_FIT = (
 """Record fields that must agree among the runs of one fit."""
 
 
-def load_runs(path: Path) -> Runs:
-    """Load a sweep folder (sub-folders with `record.json`) or a CSV file.
+def load_runs(path: Path, options: TableOptions = AS_IT_SAYS) -> Runs:
+    """Load a sweep folder (sub-folders with `record.json`) or a CSV file, read by `options`.
 
     Raises ConfigError where there is nothing to read and FitRefusedError where nothing is finished
     or the runs must not be pooled.
     """
     if path.is_dir():
+        if options != AS_IT_SAYS:
+            raise ConfigError(
+                f"runs={path} is a folder, whose records name their columns and conventions; leave "
+                "columns, params_convention and flops_convention out"
+            )
         return _read_folder(path)
     if not path.is_file():
         raise ConfigError(f"runs={path} does not exist; name a sweep's folder or a CSV file")
-    return read_table(path)
+    return read_table(path, options)
 
 
 def _read_folder(path: Path) -> Runs:
@@ -124,6 +129,8 @@ def from_records(
     convention = records[0].flops_convention
     names = [n for n in records[0].params if all(n in record.params for record in records)]
     counts = {name: column(lambda record, name=name: record.params[name]) for name in names}  # type: ignore[misc]
+    kinds = [n for n in records[0].flops if all(n in record.flops for record in records)]
+    flops = {kind: column(lambda record, kind=kind: record.flops[kind]) for kind in kinds}  # type: ignore[misc]
     return Runs(
         source=source,
         sha256=digest.hexdigest(),
@@ -131,7 +138,7 @@ def from_records(
         group=np.array([record.family for record in records], dtype=np.str_),
         params=counts[PARAMS_CONVENTION],
         tokens=column(lambda record: record.n_tokens),
-        flops=column(lambda record: record.flops[convention]),
+        flops=flops[convention],
         budget=column(
             lambda record: math.nan if record.flops_budget is None else record.flops_budget
         ),
@@ -147,5 +154,12 @@ def from_records(
         ),
         exclusions=tuple(exclusions),
         counts=counts,
+        flops_counts=flops,
+        code=np.array([_known(record.code_id) for record in records], dtype=np.str_),
+        remarks=(),
         records=tuple(records),
     )
+
+
+def _known(code_id: str) -> str:
+    return "" if code_id == "unknown" else code_id

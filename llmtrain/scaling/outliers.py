@@ -22,23 +22,30 @@ def find_outliers(
     """
     off_curve = np.zeros(len(N), dtype=bool)
     residual = np.full(len(N), np.nan)
+    n_curves = 0
     for value in np.unique(budget[np.isfinite(budget)]):
         rows = np.flatnonzero(budget == value)
         if len(rows) >= MIN_ROWS:
             residual[rows] = _robust_parabola_residual(N[rows], loss[rows])
+            n_curves += 1
     known = np.isfinite(residual)
-    off_curve[known] = _far(residual[known])
+    off_curve[known] = _far(residual[known], n_fitted=3 * n_curves)
     if law is None:
         return off_curve
-    off_surface = _far(np.log(loss) - np.log(law.loss(N, D)))
+    off_surface = _far(np.log(loss) - np.log(law.loss(N, D)), n_fitted=5)
     return np.asarray(off_surface & (off_curve | ~known))
 
 
-def _far(residual: Array) -> NDArray[np.bool_]:
-    if residual.size == 0:
-        return np.zeros(0, dtype=bool)
+def _far(residual: Array, *, n_fitted: int) -> NDArray[np.bool_]:
+    """Return which residuals of a robust fit with `n_fitted` constants are too far out.
+
+    A robust fit runs through about as many points as it has constants; their residuals of zero
+    say nothing about the noise and stay out of the median.
+    """
+    if residual.size <= n_fitted:
+        return np.zeros(len(residual), dtype=bool)
     centred = np.abs(residual - np.median(residual))
-    scale = MAD_TO_SD * float(np.median(centred))
+    scale = MAD_TO_SD * float(np.median(np.sort(centred)[n_fitted:]))
     return np.asarray(centred > LIMIT * max(scale, 1e-6))
 
 

@@ -93,7 +93,7 @@ def _html(
         body += [figure_html(f.name, f.svg, f.caption) for f in figures]
         body += [table_html(table) for table in group_tables(group)]
         body.append("<h3>Guards</h3>")
-        body.append(finding_list([(f.level, f.message) for f in group.findings]))
+        body.append(finding_list([(f.level, f"{f.code}: {f.message}") for f in group.findings]))
     multipliers = multiplier_table(analysis)
     if multipliers is not None:
         body += [figure_html(f.name, f.svg, f.caption) for f in compared]
@@ -124,7 +124,7 @@ def _markdown(
         parts.append("\n".join(f"- {_md(line)}" for line in verdict(group)))
         parts += [_md_figure(f) for f in figures]
         parts += [_md_table(table) for table in group_tables(group)]
-        lines = [f"- **{f.level}**: {_md(f.message)}" for f in group.findings]
+        lines = [f"- **{f.level}** {f.code}: {_md(f.message)}" for f in group.findings]
         parts.append("### Guards\n\n" + ("\n".join(lines) or "No guard has anything to say."))
     multipliers = multiplier_table(analysis)
     if multipliers is not None:

@@ -3,7 +3,9 @@
 from llmtrain.scaling.check_tables import (
     bias_table,
     forecast_table,
+    held_model_table,
     influence_table,
+    sensitivity_table,
     shape_table,
     steps_table,
 )
@@ -37,6 +39,7 @@ def group_tables(group: GroupAnalysis) -> list[Table]:
         estimator_table(group),
         curve_table(group),
         forecast_table(group),
+        held_model_table(group),
         constants_table(group),
         surface_table(group),
         interaction_table(group),
@@ -45,6 +48,7 @@ def group_tables(group: GroupAnalysis) -> list[Table]:
         count_table(group),
         bias_table(group),
         influence_table(group),
+        sensitivity_table(group),
         next_table(group),
         trunk_table(group),
         demand_table(group),

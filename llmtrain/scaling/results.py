@@ -13,6 +13,7 @@ from llmtrain.scaling.design import NextRun
 from llmtrain.scaling.diagnose import Finding
 from llmtrain.scaling.estimate import Estimate, Fit
 from llmtrain.scaling.forecast import HeldOut, SeedNoise, Step, parabola_residuals
+from llmtrain.scaling.held_model import HeldModel
 from llmtrain.scaling.influence import LeftOut
 from llmtrain.scaling.interaction import InteractionFit
 from llmtrain.scaling.isoflop import Curve
@@ -20,6 +21,7 @@ from llmtrain.scaling.law import Array
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.profile import Profile
 from llmtrain.scaling.runs import Runs
+from llmtrain.scaling.sensitivity import Sensitivity
 from llmtrain.scaling.training_curves import TrainingCurves
 
 
@@ -53,11 +55,14 @@ class GroupAnalysis:
     """Expected error of Approach 2 on this grid."""
     findings: tuple[Finding, ...]
     held_out: HeldOut | None
+    held_model: HeldModel | None
+    sensitivity: Sensitivity | None
+    """Of Approach 3, or of the surface recommended in its place."""
     steps: tuple[Step, ...]
     noise: SeedNoise | None
     counts: tuple[OtherCount, ...]
     left_out: tuple[LeftOut, ...]
-    """How the recommended surface's a moves when runs leave; empty without a surface."""
+    """How a moves when runs, models, budgets or points of the hull leave."""
     profile: Profile | None
     """Gaussian profile likelihood of a at C = 6 N D, from the least squares of ln L."""
     next_runs: tuple[NextRun, ...]
@@ -105,10 +110,12 @@ class GroupAnalysis:
 
         Approach 2 (without outliers, where there are any), which assumes least, where every curve
         has its minimum; where curves had to be dropped, whichever of Approach 2 and the recommended
-        surface knows a better.
+        surface knows a better. Approach 1 only where those are refused.
         """
         name = "approach2_robust" if self.has("approach2_robust") else "approach2"
-        isoflop, surface = self.estimate(name), self.surface
+        isoflop, surface, hull = self.estimate(name), self.surface, self.estimate("approach1_hull")
+        if isoflop.status == "refused" and surface is None:
+            return hull if hull.status == "accepted" else None
         if isoflop.status == "refused" or surface is None:
             return surface if isoflop.status == "refused" else isoflop
         if all(curve.used for curve in self.curves):

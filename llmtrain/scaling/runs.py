@@ -66,6 +66,12 @@ class Runs:
     exclusions: tuple[Exclusion, ...]
     counts: dict[str, Array]
     """Other parameter counts of the same rows, by convention."""
+    flops_counts: dict[str, Array]
+    """Training FLOPs of the same rows under other conventions."""
+    code: Labels
+    """Code identity of each row: commit, and the hash of an uncommitted change; '' if unknown."""
+    remarks: tuple[str, ...]
+    """What reading the source found worth saying."""
     records: tuple[RunRecord, ...]
     """Records of the rows, in order; empty for a table."""
 
@@ -79,7 +85,9 @@ class Runs:
             for field in dataclasses.fields(self)
             if isinstance(getattr(self, field.name), np.ndarray)
         }
-        changed["counts"] = {name: column[keep] for name, column in self.counts.items()}
+        for name in ("counts", "flops_counts"):
+            columns: dict[str, Array] = getattr(self, name)
+            changed[name] = {key: column[keep] for key, column in columns.items()}
         if self.records:
             pairs = zip(self.records, keep, strict=True)
             changed["records"] = tuple(record for record, kept in pairs if kept)
@@ -100,7 +108,7 @@ class Runs:
         return self.take(keep)
 
     def counted_as(self, convention: str) -> "Runs":
-        """Return the same rows with `params` under another convention of the records."""
+        """Return the same rows with `params` under another convention they are counted in."""
         return dataclasses.replace(
             self,
             params=self.counts[convention],

@@ -4,24 +4,40 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from llmtrain.scaling.headers import DECLARED, match_columns
 from llmtrain.scaling.law import FLOPS_PER_PARAM_TOKEN, Array
 from llmtrain.scaling.runs import Conventions, Exclusion, Labels, Runs
-from llmtrain.scaling.texts import Texts
+from llmtrain.scaling.shapes import AGREE, ShapeCounts, count_shapes, name_count
+from llmtrain.scaling.texts import UNDECLARED, Texts
 from llmtrain.spec.errors import ConfigError, FitRefusedError
 
-REQUIRED = ("params", "tokens", "loss")
-DECLARED = ("params_convention", "flops_convention", "tokenizer", "data", "eval_data")
-"""Optional columns that must hold one value within a group."""
-DONE = ("done", "finished", "completed", "success", "")
+DONE = ("done", "finished", "completed", "complete", "success")
+YES, NO = ("true", "1", "yes"), ("false", "0", "no")
+GIVEN = "as given"
+"""Name of a count that nobody names, beside those computed from shapes."""
 
 
-def read_table(path: Path) -> Runs:
-    """Read a CSV of runs; extra columns are ignored.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableOptions:
+    """How a table is read, where its header does not say."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Field -> name of the column that holds it."""
+    params_convention: str | None = None
+    flops_convention: str | None = None
+
+
+AS_IT_SAYS = TableOptions()
+
+
+def read_table(path: Path, options: TableOptions = AS_IT_SAYS) -> Runs:
+    """Read a CSV of runs; columns that nothing reads are named in the remarks.
 
     Raises ConfigError for a missing column (naming all that are missing) or a bad cell (naming row
     and column), and FitRefusedError where one group declares two conventions, tokenizers or data.
@@ -31,29 +47,27 @@ def read_table(path: Path) -> Runs:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text; save it as a UTF-8 CSV") from error
-    reader = csv.DictReader(io.StringIO(text))
-    columns = [name.strip() for name in reader.fieldnames or []]
+    first = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
+    columns, unread = match_columns(path, reader.fieldnames or [], options.columns)
     reader.fieldnames = columns
-    _check_columns(path, columns)
     rows = [row for row in reader if any(_text(row, name) for name in columns)]
     if not rows:
         raise ConfigError(f"{path} has a header and no rows")
     kept, exclusions = _finished(rows, columns)
     if not kept:
         raise FitRefusedError(f"{path}: none of {len(rows)} rows is done; finish some runs first")
-    runs = _columns(path, [rows[i] for i in kept], [i + 2 for i in kept], columns, raw, exclusions)
-    _check_declared(path, [rows[i] for i in kept], columns, runs.group)
-    return runs
-
-
-def _check_columns(path: Path, columns: Sequence[str]) -> None:
-    missing = [name for name in REQUIRED if name not in columns]
-    if missing:
-        found = ", ".join(columns) or "nothing"
-        raise ConfigError(f"{path}: missing column {', '.join(missing)}; found {found}")
-    twice = sorted({name for name in columns if name and columns.count(name) > 1})
-    if twice:
-        raise ConfigError(f"{path}: column {', '.join(twice)} appears twice; keep one")
+    # A row that spills over its header would hide its cells under None.
+    spilled = [i + 2 for i, row in enumerate(rows) if None in row]
+    if spilled:
+        raise ConfigError(f"{path}: row {spilled[0]} has more cells than the header; quote commas")
+    table = _Table(
+        path=path, rows=[rows[i] for i in kept], lines=[i + 2 for i in kept], columns=columns
+    )
+    runs = table.runs(options, hashlib.sha256(raw).hexdigest(), exclusions)
+    table.check_declared(runs.group)
+    note = (f"columns that nothing reads: {', '.join(unread)}",) if unread else ()
+    return replace(runs, remarks=(*runs.remarks, *note))
 
 
 def _text(row: dict[str, str], name: str) -> str:
@@ -63,109 +77,184 @@ def _text(row: dict[str, str], name: str) -> str:
 def _finished(
     rows: Sequence[dict[str, str]], columns: Sequence[str]
 ) -> tuple[list[int], tuple[Exclusion, ...]]:
-    """Split rows by `status`, and drop rows with annealed=false among annealed ones."""
+    """Split rows by `status`, and drop rows with annealed=false among a group's annealed ones."""
     kept, exclusions = [], []
-    annealed = {i: _text(row, "annealed").lower() for i, row in enumerate(rows)}
-    mixed = "annealed" in columns and any(v in ("true", "1", "yes") for v in annealed.values())
+    annealed = {_text(row, "group") for row in rows if _text(row, "annealed").lower() in YES}
+    reported = any(_text(row, "status") for row in rows)
     for i, row in enumerate(rows):
         name = _text(row, "run_id") or f"row {i + 2}"
         status = _text(row, "status")
-        if "status" in columns and status.lower() not in DONE:
-            exclusions.append(Exclusion(run_id=name, reason=f"status {status}"))
-        elif mixed and annealed[i] in ("false", "0", "no"):
-            reason = "not annealed, among annealed runs"
+        reason = ""
+        if reported and status.lower() not in DONE:
+            reason = f"status {status}" if status else "no status, where other rows have one"
+        elif _text(row, "group") in annealed and _text(row, "annealed").lower() not in YES:
+            known = _text(row, "annealed").lower() in NO
+            reason = "not annealed, among annealed runs" if known else "annealed is not known"
+        if reason:
             exclusions.append(Exclusion(run_id=name, reason=reason))
         else:
             kept.append(i)
     return kept, tuple(exclusions)
 
 
-def _number(path: Path, row: dict[str, str], name: str, line: int) -> float:
-    text = _text(row, name)
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigError(
-            f"{path}: row {line}, column {name}: {text!r} must be a finite number above 0"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Table:
+    """Rows of cells under known names."""
+
+    path: Path
+    rows: list[dict[str, str]]
+    lines: list[int]
+    """Line of each row in the file."""
+    columns: list[str]
+
+    def numbers(self, name: str) -> Array:
+        """Return a column whose every cell must be a finite number above 0."""
+        pairs = zip(self.rows, self.lines, strict=True)
+        return np.array([self._number(row, name, line) for row, line in pairs], dtype=np.float64)
+
+    def optional(self, name: str, *, strict: bool = False) -> Array:
+        """Return a column with NaN for blank cells, and for unreadable ones unless `strict`."""
+        pairs = zip(self.rows, self.lines, strict=True)
+        return np.array(
+            [
+                self._number(row, name, line) if strict and _text(row, name) else _float(row, name)
+                for row, line in pairs
+            ],
+            dtype=np.float64,
         )
-    return value
+
+    def labels(self, name: str, default: Sequence[str]) -> Labels:
+        """Return a column of text, `default` where it is blank."""
+        pairs = zip(self.rows, default, strict=True)
+        return np.array([_text(row, name) or other for row, other in pairs], dtype=np.str_)
+
+    def declared(self, name: str, option: str | None) -> str:
+        """Return the one convention that the column or the option names."""
+        values = sorted({_text(row, name) for row in self.rows} - {""})
+        if option is not None and values not in ([], [option]):
+            raise ConfigError(f"{name}={option}, but {self.path} says {' and '.join(values)}")
+        if option is not None:
+            return option
+        return values[0] if len(values) == 1 else UNDECLARED
+
+    def texts(self) -> Texts:
+        """Return the texts that the table declares, under either name of a column."""
+
+        def first(*names: str) -> str:
+            found = (self.declared(name, None) for name in names)
+            return next((value for value in found if value != UNDECLARED), UNDECLARED)
+
+        return Texts(
+            data=first("data", "dataset"),
+            corpus=first("data_id"),
+            tokenizer=first("tokenizer", "tokenizer_id"),
+            evaluation=first("eval_data", "eval_set"),
+        )
+
+    def runs(self, options: TableOptions, sha256: str, exclusions: tuple[Exclusion, ...]) -> Runs:
+        """Return the columns as the table of runs."""
+        n = len(self.rows)
+        params, tokens = self.numbers("params"), self.numbers("tokens")
+        budget = self.optional("budget", strict=True)
+        remarks: list[str] = []
+        imputed = "flops" not in self.columns and not np.isfinite(budget).all()
+        if "flops" in self.columns:
+            flops = self.numbers("flops")
+        elif imputed:
+            flops = FLOPS_PER_PARAM_TOKEN * params * tokens
+        else:
+            flops = budget
+            remarks.append("no flops column: C is the budget column")
+        shapes = count_shapes(self.rows, self.columns)
+        counted = self.declared("params_convention", options.params_convention)
+        costed = "6ND" if imputed else self.declared("flops_convention", options.flops_convention)
+        by_flops = {kind: own * tokens for kind, own in shapes.flops_per_token.items()}
+        counted, said = _recognise("params", counted, params, shapes.params)
+        costed, also = _recognise("flops", costed, flops, {} if imputed else by_flops)
+        runs = Runs(
+            source=str(self.path),
+            sha256=sha256,
+            run_id=self.labels("run_id", [f"row {line}" for line in self.lines]),
+            group=self.labels("group", ["all"] * n),
+            params=params,
+            tokens=tokens,
+            flops=flops,
+            budget=budget,
+            loss=self.numbers("loss"),
+            seed=self.optional("seed"),
+            d_model=self.optional("d_model"),
+            n_layers=self.optional("n_layers"),
+            conventions=Conventions(
+                params=counted, flops=costed, flops_imputed=imputed, texts=self.texts()
+            ),
+            exclusions=exclusions,
+            counts={},
+            flops_counts={},
+            code=self.labels("code_id", [""] * n),
+            remarks=(*remarks, *shapes.remarks, *said, *also),
+            records=(),
+        )
+        return _with_shapes(runs, shapes, by_flops)
+
+    def check_declared(self, group: Labels) -> None:
+        """Refuse a group that declares two of what must be one."""
+        for name in DECLARED:
+            if name not in self.columns:
+                continue
+            for label in np.unique(group):
+                pairs = zip(self.rows, group, strict=True)
+                values = sorted({_text(row, name) for row, own in pairs if own == label})
+                if len(values) > 1:
+                    shown = " and ".join(map(repr, values[:4]))
+                    raise FitRefusedError(
+                        f"{self.path}: group {label} mixes {name} {shown}; give each its own group"
+                    )
+
+    def _number(self, row: dict[str, str], name: str, line: int) -> float:
+        value = _float(row, name)
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(
+                f"{self.path}: row {line}, column {name}: {_text(row, name)!r} must be a finite "
+                "number above 0; correct it, or give the row a status other than done"
+            )
+        return value
 
 
-def _optional(row: dict[str, str], name: str) -> float:
+def _float(row: dict[str, str], name: str) -> float:
     try:
         return float(_text(row, name))
     except ValueError:
         return math.nan
 
 
-def _columns(
-    path: Path,
-    rows: Sequence[dict[str, str]],
-    lines: Sequence[int],
-    columns: Sequence[str],
-    raw: bytes,
-    exclusions: tuple[Exclusion, ...],
-) -> Runs:
-    def numbers(name: str) -> Array:
-        pairs = zip(rows, lines, strict=True)
-        return np.array([_number(path, row, name, line) for row, line in pairs], dtype=np.float64)
+def _recognise(
+    name: str, declared: str, given: Array, computed: Mapping[str, Array]
+) -> tuple[str, tuple[str, ...]]:
+    """Return the convention of a column, by name or by agreement with the shapes, and a remark."""
+    if declared == UNDECLARED:
+        found = name_count(given, computed)
+        if found is None:
+            return declared, ()
+        return found, (f"the shapes show that {name} counts {found}",)
+    if declared in computed:
+        off = float(np.abs(given / computed[declared] - 1.0).max())
+        if off > AGREE:
+            return declared, (
+                f"{name} is declared {declared}, but differs from the count of the shapes by up to "
+                f"{100 * off:.1f} %",
+            )
+    return declared, ()
 
-    def optional(name: str) -> Array:
-        return np.array([_optional(row, name) for row in rows], dtype=np.float64)
 
-    def labels(name: str, default: Sequence[str]) -> Labels:
-        pairs = zip(rows, default, strict=True)
-        return np.array([_text(row, name) or other for row, other in pairs], dtype=np.str_)
-
-    def declared(name: str) -> str:
-        values = {_text(row, name) for row in rows} - {""}
-        return values.pop() if len(values) == 1 else "undeclared"
-
-    params, tokens = numbers("params"), numbers("tokens")
-    imputed = "flops" not in columns
-    given = "6ND" if imputed else declared("flops_convention")
-    return Runs(
-        source=str(path),
-        sha256=hashlib.sha256(raw).hexdigest(),
-        run_id=labels("run_id", [f"row {line}" for line in lines]),
-        group=labels("group", ["all"] * len(rows)),
-        params=params,
-        tokens=tokens,
-        flops=FLOPS_PER_PARAM_TOKEN * params * tokens if imputed else numbers("flops"),
-        budget=np.full(len(rows), np.nan),
-        loss=numbers("loss"),
-        seed=optional("seed"),
-        d_model=optional("d_model"),
-        n_layers=optional("n_layers"),
-        conventions=Conventions(
-            params=declared("params_convention"),
-            flops=given,
-            flops_imputed=imputed,
-            texts=Texts(
-                data=declared("data"),
-                tokenizer=declared("tokenizer"),
-                evaluation=declared("eval_data"),
-            ),
-        ),
-        exclusions=exclusions,
-        counts={},
-        records=(),
+def _with_shapes(runs: Runs, shapes: ShapeCounts, by_flops: Mapping[str, Array]) -> Runs:
+    """Return the runs with every count that the shapes allow, the given one first."""
+    if not shapes.params:
+        return runs
+    own = runs.conventions
+    params = GIVEN if own.params == UNDECLARED else own.params
+    flops = GIVEN if own.flops == UNDECLARED else own.flops
+    return replace(
+        runs,
+        counts={**shapes.params, params: runs.params},
+        flops_counts={flops: runs.flops, **{k: v for k, v in by_flops.items() if k != flops}},
     )
-
-
-def _check_declared(
-    path: Path, rows: Sequence[dict[str, str]], columns: Sequence[str], group: Labels
-) -> None:
-    for name in DECLARED:
-        if name not in columns:
-            continue
-        for label in np.unique(group):
-            pairs = zip(rows, group, strict=True)
-            values = sorted({_text(row, name) for row, own in pairs if own == label})
-            if len(values) > 1:
-                raise FitRefusedError(
-                    f"{path}: group {label} mixes {name} {' and '.join(map(repr, values))}; "
-                    "give each its own group"
-                )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmtrain.scaling.bootstrap import Interval, LawDraws, PowerDraws, interval
+from llmtrain.scaling.envelope import EnvelopeFit
 from llmtrain.scaling.isoflop import IsoflopFit
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.results import GroupAnalysis
@@ -33,7 +34,7 @@ def target(group: GroupAnalysis) -> Target | None:
     C = group.target_flops
     if main is None:
         return None
-    if isinstance(main.fit, IsoflopFit) and isinstance(main.draws, PowerDraws):
+    if isinstance(main.fit, IsoflopFit | EnvelopeFit) and isinstance(main.draws, PowerDraws):
         n, d = float(main.fit.params_law.at(C)), float(main.fit.tokens_law.at(C))
         n_draws, d_draws = main.draws.n_opt(C), main.draws.d_opt(C)
     else:
@@ -67,7 +68,7 @@ def verdict(group: GroupAnalysis) -> list[str]:
     main, aim = group.main, target(group)
     if main is None or aim is None:
         reasons = "; ".join(f"{e.title}: {e.reason}" for e in group.estimates if e.reason)
-        return [f"No law: every method refuses these runs. {reasons}"]
+        return [f"No law: Approaches 1, 2 and 3 all refuse these runs. {reasons}"]
     given = group.runs.conventions
     lines = [
         f"N_opt grows as C^{main.a:.3f} {span(main.a_interval)} and D_opt as C^{main.b:.3f} "
@@ -79,7 +80,7 @@ def verdict(group: GroupAnalysis) -> list[str]:
     ]
     if aim.loss is not None:
         lines.append(
-            f"Expected loss there {aim.loss:.4f} {span(aim.loss_interval, '.4f')} nats per token "
+            f"Projected loss there {aim.loss:.4f} {span(aim.loss_interval, '.4f')} nats per token "
             f"({aim.loss_from})."
         )
     else:

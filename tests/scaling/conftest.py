@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmtrain.scaling.config import AnalyzeConfig
+from llmtrain.scaling.config import AnalyzeConfig, PredictConfig
 from llmtrain.scaling.law import LossLaw
 from llmtrain.spec.record import SCHEMA, RunRecord, write_record
 
@@ -120,6 +120,9 @@ def analyze_config() -> Callable[..., AnalyzeConfig]:
     defaults = AnalyzeConfig(
         runs="planted",
         out=None,
+        columns={},
+        params_convention=None,
+        flops_convention=None,
         group=None,
         budgets=(),
         budget_tolerance=0.1,
@@ -136,6 +139,27 @@ def analyze_config() -> Callable[..., AnalyzeConfig]:
         against=None,
     )
     return lambda **changes: dataclasses.replace(defaults, **changes)
+
+
+@pytest.fixture(scope="session")
+def ask() -> Callable[..., PredictConfig]:
+    """A question to besiroglu2024 that asks for the table of models, and changes by keyword."""
+    table = PredictConfig(
+        law="besiroglu2024",
+        fit=None,
+        group=None,
+        flops=None,
+        params=None,
+        tokens=None,
+        gpu_hours=None,
+        mfu=0.4,
+        peak_tflops=989.0,
+        loss=None,
+        inference_tokens=None,
+        unique_tokens=None,
+        table="models",
+    )
+    return lambda **changes: dataclasses.replace(table, **changes)
 
 
 @pytest.fixture(scope="session")

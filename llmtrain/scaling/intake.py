@@ -1,0 +1,150 @@
+"""Guards on the table itself, before any fit: units, conventions, mixtures, repeats, left out."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+
+from llmtrain.scaling.diagnose import Finding
+from llmtrain.scaling.runs import Runs
+
+FLOPS_RATIO_SPREAD = 1.5
+FLOPS_RATIO_RANGE = (1 / 30, 30.0)
+"""A median of flops / (6 params tokens) outside is a unit, not a convention."""
+LEAST_PARAMS, LEAST_TOKENS = 2e4, 2e5
+"""A table whose largest values lie below counts in thousands, millions or billions."""
+RATIO_RANGE = (1e-2, 1e6)
+"""Median tokens per parameter of any real family."""
+LARGEST_LOSS = 12.5
+"""ln(vocab_size) of the largest vocabularies: no loss in nats per token stays above."""
+SAME_SIZE = 0.01
+
+
+def check_runs(runs: Runs) -> list[Finding]:
+    """Return what the rows of one group say about themselves."""
+    found = [Finding(level="note", code="source", message=text) for text in runs.remarks]
+    found += [*_excluded(runs), *_units(runs), *_conventions(runs), *_mixed(runs), *_code(runs)]
+    return found + _near_twins(runs)
+
+
+def _warn(code: str, message: str) -> Finding:
+    return Finding(level="warning", code=code, message=message)
+
+
+def _excluded(runs: Runs) -> list[Finding]:
+    if not runs.exclusions:
+        return []
+    reasons = Counter(item.reason for item in runs.exclusions)
+    shown = "; ".join(f"{n} x {reason}" for reason, n in reasons.most_common(6))
+    more = f"; {len(reasons) - 6} other reasons" if len(reasons) > 6 else ""
+    message = f"{len(runs.exclusions)} rows left out, each listed at the end: {shown}{more}"
+    return [_warn("excluded", message)]
+
+
+def _units(runs: Runs) -> list[Finding]:
+    found = []
+    n, d = float(runs.params.max()), float(runs.tokens.max())
+    ratio = float(np.median(runs.tokens / runs.params))
+    cost = float(np.median(runs.flops_ratio))
+    if n < LEAST_PARAMS or d < LEAST_TOKENS or not RATIO_RANGE[0] < ratio < RATIO_RANGE[1]:
+        message = (
+            f"params reach {n:.3g} and tokens {d:.3g}, {ratio:.3g} tokens per parameter: give "
+            "single parameters and tokens, not millions or billions; FLOPs and predictions need it"
+        )
+        found.append(_warn("units", message))
+    elif not FLOPS_RATIO_RANGE[0] < cost < FLOPS_RATIO_RANGE[1]:
+        message = (
+            f"flops are {cost:.3g} times 6 params tokens at the median: give FLOPs, not PF-days or "
+            "exaFLOPs, and tokens seen in all epochs"
+        )
+        found.append(_warn("units", message))
+    sizes = {record.vocab_size for record in runs.records}
+    limit = float(np.log(max(sizes))) if sizes else LARGEST_LOSS
+    high = int((runs.loss > limit).sum())
+    if high:
+        message = (
+            f"{high} losses lie above {limit:.3g}, the loss of a guess: take the logarithm of "
+            "perplexities, nats per token are asked for; give diverged rows a status"
+        )
+        found.append(_warn("loss", message))
+    return found
+
+
+def _conventions(runs: Runs) -> list[Finding]:
+    found = []
+    ratio = runs.flops_ratio
+    low, high = float(ratio.min()), float(ratio.max())
+    convention = runs.conventions
+    if convention.flops_imputed:
+        found.append(
+            Finding(level="note", code="flops", message="no flops column: C = 6 * params * tokens")
+        )
+    elif high / low > FLOPS_RATIO_SPREAD:
+        found.append(
+            Finding(
+                level="warning",
+                code="conventions",
+                message=f"flops / (6 params tokens) runs from {low:.3g} to {high:.3g}: FLOPs per "
+                "parameter vary with the size here, so exponents under C = 6ND and under the "
+                "recorded FLOPs differ",
+            )
+        )
+    if "undeclared" in (convention.params, convention.flops):
+        found.append(
+            Finding(
+                level="note",
+                code="conventions",
+                message=f"parameter count {convention.params}, FLOP count {convention.flops}: "
+                "compare exponents only with fits of the same counts",
+            )
+        )
+    return found
+
+
+def _mixed(runs: Runs) -> list[Finding]:
+    found = []
+    for name, values in (
+        ("recipe", (record.recipe for record in runs.records)),
+        ("optimizer", (record.optimizer for record in runs.records)),
+    ):
+        distinct = sorted(set(values))
+        if len(distinct) > 1:
+            message = f"runs of {len(distinct)} {name}s are fitted together: {', '.join(distinct)}"
+            found.append(_warn("mixed", message))
+    return found
+
+
+def _code(runs: Runs) -> list[Finding]:
+    """Warn where runs of one sweep come from different code or environments."""
+    found = []
+    codes = _counted("unknown" if not name else str(name) for name in runs.code)
+    if len(codes) > 1:
+        message = f"runs of {len(codes)} states of the code are fitted together: {_listed(codes)}"
+        found.append(_warn("code", message))
+    for package in sorted({name for record in runs.records for name in record.versions}):
+        own = _counted(record.versions.get(package, "none") for record in runs.records)
+        if len(own) > 1:
+            message = f"runs under {len(own)} versions of {package}: {_listed(own)}"
+            found.append(_warn("code", message))
+    return found
+
+
+def _counted(values: Iterable[str]) -> list[tuple[str, int]]:
+    return Counter(values).most_common()
+
+
+def _listed(counted: list[tuple[str, int]]) -> str:
+    shown = ", ".join(f"{name[:24]} ({n} runs)" for name, n in counted[:4])
+    return shown + (", ..." if len(counted) > 4 else "")
+
+
+def _near_twins(runs: Runs) -> list[Finding]:
+    """Flag sizes of one budget that differ by less than 1 %: one size told twice, or a misprint."""
+    pairs = 0
+    for budget in runs.budgets:
+        sizes = np.unique(runs.params[runs.budget == budget])
+        pairs += int((np.diff(sizes) < SAME_SIZE * sizes[:-1]).sum())
+    if not pairs:
+        return []
+    message = f"{pairs} pairs of sizes within 1 % at one budget: all stay, as separate sizes"
+    return [_warn("duplicates", message)]
