@@ -1,11 +1,12 @@
 """Intervals by resampling: every draw of every estimator at once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import fdtrc
 
 from llmtrain.scaling.cost import CostModel
 from llmtrain.scaling.envelope import fit_envelope
@@ -20,7 +21,7 @@ from llmtrain.scaling.parametric import (
 )
 from llmtrain.spec.errors import FitRefusedError
 
-Unit = Literal["residual", "run", "model", "budget"]
+Unit = Literal["auto", "residual", "run", "model", "budget"]
 COVERAGE = 0.9
 SECOND_START = np.array([0.2, -0.2, -0.1, 0.15, -0.1])
 """Offset of the second start of every draw on the centred axes."""
@@ -47,6 +48,8 @@ class LawDraws:
     beta: Array
     failed: int
     """Draws without a converged law."""
+    renewed: Literal["rows", "residuals"] = "rows"
+    """What each draw drew anew."""
 
     @property
     def a(self) -> Array:
@@ -153,19 +156,45 @@ def bootstrap_residuals(
 ) -> LawDraws:
     """Return the laws of redrawn residuals: the grid of N and D stays, the noise is drawn anew.
 
-    A residual is divided by 1 - leverage, which makes it nearly what its run misses a fit without
-    it by: five constants pull the surface towards every run of a small family, and Huber's loss
-    through some of them.
+    Holds where the noise is the same all over the grid, see `noise_varies`.
+    """
+    z, deleted = deleted_residuals(fit, N, D, loss)
+    deleted -= np.mean(deleted) if np.isinf(fit.options.delta) else np.median(deleted)
+    redrawn = z + np.random.default_rng(seed).choice(deleted, size=(n_draws, len(z)))
+    redrawn = np.exp(redrawn) if fit.options.link == "log" else np.maximum(redrawn, 1e-12)
+    found = refit_weights(fit, N, D, redrawn, np.ones((1, len(z))))
+    return replace(_law_draws(fit, *found), renewed="residuals")
+
+
+def deleted_residuals(fit: ParametricFit, N: Array, D: Array, loss: Array) -> tuple[Array, Array]:
+    """Return the fit at each row, and each residual over 1 - leverage, as ln L or L by the link.
+
+    That is nearly what a run misses a fit without it by: five constants pull the surface towards
+    every run of a small family, and Huber's loss through some of them.
     """
     z, jacobian = link_jacobian(fit, N, D)
     axes, _ = np.linalg.qr(jacobian)
     leverage = np.clip((axes * axes).sum(axis=1), 0.0, MAX_LEVERAGE)
     observed = np.log(loss) if fit.options.link == "log" else loss
-    deleted = (observed - z) / (1.0 - leverage)
-    deleted -= np.mean(deleted) if np.isinf(fit.options.delta) else np.median(deleted)
-    redrawn = z + np.random.default_rng(seed).choice(deleted, size=(n_draws, len(z)))
-    redrawn = np.exp(redrawn) if fit.options.link == "log" else np.maximum(redrawn, 1e-12)
-    return _law_draws(fit, *refit_weights(fit, N, D, redrawn, np.ones((1, len(z)))))
+    return z, (observed - z) / (1.0 - leverage)
+
+
+def noise_varies(fit: ParametricFit, N: Array, D: Array, loss: Array, level: float = 0.05) -> bool:
+    """Return whether the noise, or what the law misses, differs over the grid.
+
+    Ranks of the absolute residuals on a full quadratic in ln N and ln D, by its F test: White's
+    test (1980), on ranks so that single wild runs do not decide it.
+    """
+    size = np.abs(deleted_residuals(fit, N, D, loss)[1])
+    ranks = np.argsort(np.argsort(size)).astype(np.float64)
+    x, y = ((np.log(v) - np.log(v).mean()) / np.log(v).std() for v in (N, D))
+    terms = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1)
+    left = len(x) - terms.shape[1]
+    if left < 1:
+        return True
+    rest = ranks - terms @ np.linalg.lstsq(terms, ranks, rcond=None)[0]
+    explained = float(((ranks - ranks.mean()) ** 2).sum() - rest @ rest)
+    return bool(fdtrc(5, left, explained / 5 / (rest @ rest / left)) < level)
 
 
 def _law_draws(fit: ParametricFit, theta: Array, usable: NDArray[np.bool_]) -> LawDraws:

@@ -26,8 +26,9 @@ class AnalyzeConfig:
     """Parameter count of the fits, where the records hold several; auto: no_input_embedding."""
     bootstrap: int
     """Draws behind every interval."""
-    unit: Literal["residual", "run", "model", "budget"]
-    """What a draw renews: the residuals on the grid that was run, or whole runs, sizes, budgets."""
+    unit: Literal["auto", "residual", "run", "model", "budget"]
+    """What a draw renews: the residuals on the grid that was run, or whole runs, sizes, budgets.
+    auto: residuals, but runs for a surface whose residuals differ in size over the grid."""
     noise: float | None
     """Standard deviation of a loss between seeds, nats per token, behind the intervals of Akima and
     local windows; null: from repeated seeds, else from what neighbours on a curve show."""

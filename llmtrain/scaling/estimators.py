@@ -17,6 +17,7 @@ from llmtrain.scaling.bootstrap import (
     bootstrap_residuals,
     draw_weights,
     interval,
+    noise_varies,
 )
 from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.cost import CostModel
@@ -225,7 +226,8 @@ def _surface(
 ) -> tuple[Fit, LawDraws, str]:
     columns = (runs.params, runs.tokens, runs.loss)
     fit = fit_parametric(*columns, options, name=name)
-    if config.unit == "residual":
+    even = config.unit == "auto" and not noise_varies(fit, *columns)
+    if even or config.unit == "residual":
         draws = bootstrap_residuals(fit, *columns, n_draws=config.bootstrap, seed=config.seed)
     else:
         weights = draw_weights(_units(config, runs), config.bootstrap, config.seed)

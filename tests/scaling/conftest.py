@@ -140,7 +140,7 @@ def analyze_config() -> Callable[..., AnalyzeConfig]:
         budget_tolerance=0.1,
         params="auto",
         bootstrap=200,
-        unit="residual",
+        unit="auto",
         noise=None,
         seed=0,
         delta=1e-3,

@@ -8,7 +8,7 @@ import pytest
 
 from llmtrain.scaling.akima import akima_minima, akima_vertex
 from llmtrain.scaling.binning import assign_budgets
-from llmtrain.scaling.bootstrap import bootstrap_residuals, interval
+from llmtrain.scaling.bootstrap import bootstrap_residuals, interval, noise_varies
 from llmtrain.scaling.isoflop import fit_isoflop, local_minima, local_parabola
 from llmtrain.scaling.isoflop_draws import bootstrap_isoflop, draw_noise
 from llmtrain.scaling.law import Array, LossLaw
@@ -70,16 +70,22 @@ def test_nine_in_ten_of_400_surface_intervals_cover_the_planted_exponent(
     assert 0.85 <= hits / 400 <= 0.95
 
 
-def test_intervals_of_approach_3_cover_in_a_small_family(isoflop_grid: Grid) -> None:
-    N, D = isoflop_grid(CHIN, np.geomspace(1e17, 1e20, 4), 6.0, 8)
-    hits = 0
-    for draw, loss in noisy(N, D, 0.005, 30):
-        fit = fit_parametric(N, D, loss)
-        hits += covered(bootstrap_residuals(fit, N, D, loss, n_draws=100, seed=draw).a)
-    # 30 trials of 90 %: fewer than 22 happens once in a hundred.
-    assert hits >= 22
+@pytest.mark.parametrize(("uneven", "least", "most"), [(0.0, 0, 4), (1.5, 22, 30)])
+def test_uneven_noise_is_found_and_even_noise_is_not(
+    isoflop_grid: Grid, uneven: float, least: int, most: int
+) -> None:
+    N, D = isoflop_grid(CHIN, np.geomspace(1e17, 1e20, 5), 6.0, 9)
+    rng = np.random.default_rng(2)
+    scale = np.exp(-uneven * (np.log(N) - np.log(N).mean()) / np.log(N).std())
+    found = 0
+    for _ in range(30):
+        loss = CHIN.loss(N, D) * np.exp(0.003 * scale * rng.standard_normal(len(N)))
+        fit = fit_parametric(N, D, loss, SURFACES["log_squares"])
+        found += noise_varies(fit, N, D, loss)
+    assert least <= found <= most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("points", "reach", "sd"), [(9, 6.0, 0.004), (15, 4.0, 0.004)])
 def test_nine_in_ten_of_400_intervals_of_the_parabolas_cover(
     isoflop_grid: Grid, points: int, reach: float, sd: float
