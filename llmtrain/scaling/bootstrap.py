@@ -1,29 +1,32 @@
 """Intervals by resampling: every draw of every estimator at once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import fdtrc
 
 from llmtrain.scaling.cost import CostModel
 from llmtrain.scaling.envelope import fit_envelope
-from llmtrain.scaling.isoflop import IsoflopFit
 from llmtrain.scaling.law import LARGEST_LOG, Array, LossLaw, PowerLaw
 from llmtrain.scaling.newton import minimise
 from llmtrain.scaling.parametric import (
     GRADIENT_LIMIT,
     ParametricFit,
     free_directions,
+    link_jacobian,
     make_objective,
 )
 from llmtrain.spec.errors import FitRefusedError
 
-Unit = Literal["run", "model", "budget"]
+Unit = Literal["auto", "residual", "run", "model", "budget"]
 COVERAGE = 0.9
 SECOND_START = np.array([0.2, -0.2, -0.1, 0.15, -0.1])
 """Offset of the second start of every draw on the centred axes."""
+MAX_LEVERAGE = 0.95
+"""A residual of a run that the fit passes through is scaled up by at most twenty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +48,8 @@ class LawDraws:
     beta: Array
     failed: int
     """Draws without a converged law."""
+    renewed: Literal["rows", "residuals"] = "rows"
+    """What each draw drew anew."""
 
     @property
     def a(self) -> Array:
@@ -121,15 +126,15 @@ def refit_weights(
 ) -> tuple[Array, NDArray[np.bool_]]:
     """Refit the surface under each row of weights (b, n), from two starts each.
 
-    The rows must be those of `fit`. Returns theta (b, 5) on the fit's centred axes, and which rows
-    converged to a law with positive exponents.
+    The rows must be those of `fit`; `loss` is (n,), or (b, n) for a draw's own losses. Returns
+    theta (b, 5) on the fit's centred axes, and which converged to a law of positive exponents.
     """
     objective = make_objective(N, D, loss, fit.options, fit.centre)
     basis = free_directions(fit.options)
     second = fit.theta + basis @ np.linalg.pinv(basis) @ SECOND_START
     thetas, values = [], []
     for start in (fit.theta, second):
-        starts = np.repeat(start[None], len(weights), axis=0)
+        starts = np.repeat(start[None], max(len(weights), len(np.atleast_2d(loss))), axis=0)
         minima = minimise(objective, starts, weights, free=basis, max_steps=80, tolerance=1e-9)
         converged = (minima.gradient <= GRADIENT_LIMIT) & (minima.theta[:, 3:] > 0).all(axis=1)
         thetas.append(minima.theta)
@@ -142,8 +147,57 @@ def refit_weights(
 def bootstrap_parametric(
     fit: ParametricFit, N: Array, D: Array, loss: Array, weights: Array
 ) -> LawDraws:
-    """Return the laws of the draws; one that does not converge counts as failed."""
-    theta, usable = refit_weights(fit, N, D, loss, weights)
+    """Return the laws of resampled rows; one that does not converge counts as failed."""
+    return _law_draws(fit, *refit_weights(fit, N, D, loss, weights))
+
+
+def bootstrap_residuals(
+    fit: ParametricFit, N: Array, D: Array, loss: Array, *, n_draws: int, seed: int
+) -> LawDraws:
+    """Return the laws of redrawn residuals: the grid of N and D stays, the noise is drawn anew.
+
+    Holds where the noise is the same all over the grid, see `noise_varies`.
+    """
+    z, deleted = deleted_residuals(fit, N, D, loss)
+    deleted -= np.mean(deleted) if np.isinf(fit.options.delta) else np.median(deleted)
+    redrawn = z + np.random.default_rng(seed).choice(deleted, size=(n_draws, len(z)))
+    redrawn = np.exp(redrawn) if fit.options.link == "log" else np.maximum(redrawn, 1e-12)
+    found = refit_weights(fit, N, D, redrawn, np.ones((1, len(z))))
+    return replace(_law_draws(fit, *found), renewed="residuals")
+
+
+def deleted_residuals(fit: ParametricFit, N: Array, D: Array, loss: Array) -> tuple[Array, Array]:
+    """Return the fit at each row, and each residual over 1 - leverage, as ln L or L by the link.
+
+    That is nearly what a run misses a fit without it by: five constants pull the surface towards
+    every run of a small family, and Huber's loss through some of them.
+    """
+    z, jacobian = link_jacobian(fit, N, D)
+    axes, _ = np.linalg.qr(jacobian)
+    leverage = np.clip((axes * axes).sum(axis=1), 0.0, MAX_LEVERAGE)
+    observed = np.log(loss) if fit.options.link == "log" else loss
+    return z, (observed - z) / (1.0 - leverage)
+
+
+def noise_varies(fit: ParametricFit, N: Array, D: Array, loss: Array, level: float = 0.05) -> bool:
+    """Return whether the noise, or what the law misses, differs over the grid.
+
+    Ranks of the absolute residuals on a full quadratic in ln N and ln D, by its F test: White's
+    test (1980), on ranks so that single wild runs do not decide it.
+    """
+    size = np.abs(deleted_residuals(fit, N, D, loss)[1])
+    ranks = np.argsort(np.argsort(size)).astype(np.float64)
+    x, y = ((np.log(v) - np.log(v).mean()) / np.log(v).std() for v in (N, D))
+    terms = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1)
+    left = len(x) - terms.shape[1]
+    if left < 1:
+        return True
+    rest = ranks - terms @ np.linalg.lstsq(terms, ranks, rcond=None)[0]
+    explained = float(((ranks - ranks.mean()) ** 2).sum() - rest @ rest)
+    return bool(fdtrc(5, left, explained / 5 / (rest @ rest / left)) < level)
+
+
+def _law_draws(fit: ParametricFit, theta: Array, usable: NDArray[np.bool_]) -> LawDraws:
     theta = theta[usable]
     return LawDraws(
         E=np.exp(theta[:, 2]),
@@ -155,93 +209,36 @@ def bootstrap_parametric(
     )
 
 
-def bootstrap_isoflop(
-    fit: IsoflopFit,
-    N: Array,
-    D: Array,
-    loss: Array,
-    budget: Array,
-    *,
-    unit: Unit,
-    n_draws: int,
-    seed: int,
+def draw_lines(
+    log_c: Array, log_n: Array, log_d: Array, weights: tuple[Array, Array] | None = None
 ) -> PowerDraws:
-    """Redraw the minima of Approach 2 and refit its lines.
-
-    A grid is a design, not a sample, so for `run` and `model` the sizes stay and the residuals of
-    the parabolas, each divided by sqrt(1 - leverage), are drawn anew, pooled over the budgets: a
-    budget of seven sizes would lose its arms if its rows were drawn. `budget` resamples the curves.
-    """
-    rng = np.random.default_rng(seed)
-    curves = fit.used
-    log_c = np.log([curve.budget for curve in curves])
-    shape = (n_draws, len(curves))
-    if unit == "budget":
-        picked = rng.integers(0, len(curves), size=shape)
-        x = np.log([[curve.params.x, curve.tokens.x] for curve in curves])
-        return draw_lines(log_c[picked], x[picked, 0], x[picked, 1])
-    minima = [
-        _redrawn_minima(values, loss, budget, [curve.budget for curve in curves], rng, n_draws)
-        for values in (N, D)
-    ]
-    return draw_lines(np.broadcast_to(log_c, shape), minima[0], minima[1])
-
-
-def _redrawn_minima(
-    x: Array,
-    loss: Array,
-    budget: Array,
-    budgets: list[float],
-    rng: np.random.Generator,
-    n_draws: int,
-) -> Array:
-    """Return ln x of the parabolas' minima, shape (n_draws, budgets); NaN without curvature."""
-    projections, fitted, pool = [], [], []
-    for value in budgets:
-        rows = budget == value
-        u = np.log(x[rows])
-        design = np.vander(u - u.mean(), 3)
-        solve = np.linalg.pinv(design)
-        leverage = np.clip(np.einsum("ij,ji->i", design, solve), 0.0, 0.99)
-        coefficients = solve @ loss[rows]
-        pool.append((loss[rows] - design @ coefficients) / np.sqrt(1.0 - leverage))
-        projections.append((solve, u.mean()))
-        fitted.append(coefficients)
-    residuals = np.concatenate(pool)
-    residuals -= residuals.mean()
-    columns = []
-    for (solve, centre), coefficients in zip(projections, fitted, strict=True):
-        noise = rng.choice(residuals, size=(n_draws, solve.shape[1]))
-        p, q, _ = (coefficients + noise @ solve.T).T
-        with np.errstate(divide="ignore", invalid="ignore"):
-            columns.append(np.where(p > 0, centre - q / (2.0 * p), np.nan))
-    return np.stack(columns, axis=1)
-
-
-def draw_lines(log_c: Array, log_n: Array, log_d: Array) -> PowerDraws:
     """Fit ln N and ln D on ln C per draw, shapes (b, k); NaN minima leave their draw's line.
 
-    A draw with fewer than three minima fails (two, where the fit itself has no more).
+    `weights` are those of the k minima in N and in D, all equal by default. A draw with fewer than
+    three minima fails (two, where the fit itself has no more).
     """
     known = np.isfinite(log_n) & np.isfinite(log_d)
-    n_known = np.maximum(known.sum(axis=1), 1)
-    centre = np.where(known, log_c, 0.0).sum(axis=1) / n_known
-    u = np.where(known, log_c - centre[:, None], 0.0)
-    spread = (u * u).sum(axis=1)
-    slopes, heights = [], []
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        for y in (np.where(known, log_n, 0.0), np.where(known, log_d, 0.0)):
-            slopes.append((u * y).sum(axis=1) / spread)
-            heights.append(np.exp(y.sum(axis=1) / n_known - slopes[-1] * centre))
-    enough = known.sum(axis=1) >= min(3, log_c.shape[1])
-    good = enough & (spread > 1e-9)
-    for slope, height in zip(slopes, heights, strict=True):
-        good &= np.isfinite(slope) & np.isfinite(height) & (height > 0)
+    good = known.sum(axis=1) >= min(3, log_c.shape[1])
+    columns = []
+    even = np.ones(log_c.shape[1])
+    for log_y, given in zip((log_n, log_d), weights or (even, even), strict=True):
+        w, y = np.where(known, given, 0.0), np.where(known, log_y, 0.0)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            total = w.sum(axis=1)
+            centre = (w * log_c).sum(axis=1) / total
+            u = np.where(known, log_c - centre[:, None], 0.0)
+            spread = (w * u * u).sum(axis=1)
+            slope = (w * u * y).sum(axis=1) / spread
+            height = np.exp((w * y).sum(axis=1) / total - slope * centre)
+        good &= (spread > 1e-9 * given.max()) & np.isfinite(slope)
+        good &= np.isfinite(height) & (height > 0)
+        columns.append((height, slope))
+    (n_height, a), (d_height, b) = columns
     return PowerDraws(
-        params_coefficient=heights[0][good],
-        a=slopes[0][good],
-        tokens_coefficient=heights[1][good],
-        b=slopes[1][good],
+        params_coefficient=n_height[good],
+        a=a[good],
+        tokens_coefficient=d_height[good],
+        b=b[good],
         failed=int((~good).sum()),
     )
 

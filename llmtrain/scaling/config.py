@@ -33,8 +33,12 @@ class AnalyzeConfig:
     the params column of a CSV."""
     bootstrap: int
     """Draws behind every interval."""
-    unit: Literal["run", "model", "budget"]
-    """What a draw resamples."""
+    unit: Literal["auto", "residual", "run", "model", "budget"]
+    """What a draw renews: the residuals on the grid that was run, or whole runs, sizes, budgets.
+    auto: residuals, but runs for a surface whose residuals differ in size over the grid."""
+    noise: float | None
+    """Standard deviation of a loss between seeds, nats per token, behind the intervals of Akima and
+    local windows; null: from repeated seeds, else from what neighbours on a curve show."""
     seed: int
     """Seed of the draws."""
     delta: float
@@ -60,6 +64,8 @@ class AnalyzeConfig:
         check_between("budget_tolerance", self.budget_tolerance, 1e-6, 1.0)
         check_between("bootstrap", self.bootstrap, 20, 1_000_000)
         check_between("seed", self.seed, 0, 2**31 - 1)
+        if self.noise is not None:
+            check_positive("noise", self.noise)
         check_positive("delta", self.delta)
         if self.floor is not None:
             check_positive("floor", self.floor)

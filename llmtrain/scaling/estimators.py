@@ -7,24 +7,33 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtrain.scaling.akima import akima_vertex, bootstrap_akima
+from llmtrain.scaling.akima import akima_minima, akima_vertex
 from llmtrain.scaling.bias import GridBias, correct_isoflop
 from llmtrain.scaling.bootstrap import (
     LawDraws,
     PowerDraws,
     bootstrap_envelope,
-    bootstrap_isoflop,
     bootstrap_parametric,
+    bootstrap_residuals,
     draw_weights,
     interval,
+    noise_varies,
 )
 from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.cost import CostModel
 from llmtrain.scaling.diagnose import refuse_exponents, refuse_parametric, refuse_width
 from llmtrain.scaling.envelope import EnvelopeFit, fit_envelope, refuse_no_choice
-from llmtrain.scaling.estimate import Estimate, Fit
+from llmtrain.scaling.estimate import Estimate, Fit, attempt
+from llmtrain.scaling.forecast import seed_noise
 from llmtrain.scaling.interaction import fit_interaction
-from llmtrain.scaling.isoflop import IsoflopFit, fit_isoflop
+from llmtrain.scaling.isoflop import (
+    IsoflopFit,
+    ReadOut,
+    fit_isoflop,
+    local_minima,
+    local_parabola,
+)
+from llmtrain.scaling.isoflop_draws import Minima, bootstrap_isoflop, draw_noise
 from llmtrain.scaling.law import Array
 from llmtrain.scaling.outliers import find_outliers
 from llmtrain.scaling.parametric import FitOptions, ParametricFit, fit_parametric
@@ -39,6 +48,15 @@ from llmtrain.scaling.training_curves import (
     smooth_curves,
 )
 from llmtrain.spec.errors import FitRefusedError
+
+READ_OUTS: dict[str, tuple[ReadOut, Minima]] = {
+    "approach2_akima": (akima_vertex, akima_minima),
+    "approach2_local3": (local_parabola(3), local_minima(3)),
+    "approach2_local5": (local_parabola(5), local_minima(5)),
+    "approach2_local7": (local_parabola(7), local_minima(7)),
+}
+SEED_DEGREES = 8
+"""Repeated seeds tell the noise of a loss from this many degrees of freedom on."""
 
 
 def surface_options(config: AnalyzeConfig) -> dict[str, FitOptions]:
@@ -79,28 +97,28 @@ def estimate_all(
     A method that refuses becomes an estimate with the reason. Training curves enter Approach 1
     only: their points have not seen the end of their schedule.
     """
-    found = [_attempt("approach1_hull", lambda: _hull(config, rows), cost, len(rows))]
+    found = [attempt("approach1_hull", lambda: _hull(config, rows), cost, len(rows))]
     if training is not None:
         found += _from_curves(config, training, finals, cost)
     surfaces = [
-        _attempt(name, _bound(config, finals, name, options), cost, len(finals))
+        attempt(name, _bound(config, finals, name, options), cost, len(finals))
         for name, options in surface_options(config).items()
     ]
     if config.interaction:
         base = surfaces[-1].fit
         method = partial(_interaction, config, finals, base, cost)
-        surfaces.append(_attempt("interaction", method, cost, len(finals)))
+        surfaces.append(attempt("interaction", method, cost, len(finals)))
     law = next(
         (e.fit.law for e in surfaces if isinstance(e.fit, ParametricFit) and not e.reason), None
     )
     outliers = find_outliers(finals.params, finals.tokens, finals.loss, finals.budget, law)
     n_curve_runs = int(np.isfinite(finals.budget).sum())
-    plain = _attempt("approach2", lambda: _isoflop(config, finals), cost, n_curve_runs)
+    plain = attempt("approach2", lambda: _isoflop(config, finals), cost, n_curve_runs)
     found.append(plain)
     if (outliers & np.isfinite(finals.budget)).any():
         clean = finals.take(~outliers)
         n_clean = int(np.isfinite(clean.budget).sum())
-        found.append(_attempt("approach2_robust", lambda: _isoflop(config, clean), cost, n_clean))
+        found.append(attempt("approach2_robust", lambda: _isoflop(config, clean), cost, n_clean))
     bias = None
     if law is not None and isinstance(plain.fit, IsoflopFit):
         try:
@@ -109,7 +127,9 @@ def estimate_all(
             found.append(_corrected(plain, bias))
         except FitRefusedError:
             bias = None
-    found.append(_attempt("approach2_akima", lambda: _akima(config, finals), cost, n_curve_runs))
+    for name, (read, minima) in READ_OUTS.items():
+        method = partial(_read_out, config, finals, name, read, minima)
+        found.append(attempt(name, method, cost, n_curve_runs))
     return Estimates(methods=(*found, *surfaces), outliers=outliers, bias=bias)
 
 
@@ -130,7 +150,7 @@ def _from_curves(
     with_curve = finals.take(np.isin(finals.run_id, names))
     by_name = np.argsort(with_curve.run_id)
 
-    def attempt(
+    def method(
         fit: Callable[[SmoothCurves], EnvelopeFit],
         redraw: Callable[[SmoothCurves, Array], PowerDraws],
     ) -> tuple[Fit, PowerDraws, str]:
@@ -144,7 +164,7 @@ def _from_curves(
         "approach1_smoothed": (fit_lowest, bootstrap_lowest),
     }
     return [
-        _attempt(name, lambda pair=pair: attempt(*pair), cost, len(names))  # type: ignore[misc]
+        attempt(name, lambda pair=pair: method(*pair), cost, len(names))  # type: ignore[misc]
         for name, pair in methods.items()
     ]
 
@@ -158,10 +178,17 @@ def _isoflop(config: AnalyzeConfig, runs: Runs) -> tuple[Fit, PowerDraws, str]:
     return fit, draws, ""
 
 
-def _akima(config: AnalyzeConfig, runs: Runs) -> tuple[Fit, PowerDraws, str]:
+def _read_out(
+    config: AnalyzeConfig, runs: Runs, name: str, read: ReadOut, minima: Minima
+) -> tuple[Fit, PowerDraws, str]:
+    """Return Approach 2 with a read-out that leaves no residuals: its interval is from noise."""
     columns = (runs.params, runs.tokens, runs.loss, runs.budget)
-    fit = fit_isoflop(*columns, read=akima_vertex, name="approach2_akima")
-    return fit, bootstrap_akima(fit, *columns, n_draws=config.bootstrap, seed=config.seed), ""
+    fit = fit_isoflop(*columns, read=read, name=name)
+    sd, repeated = config.noise, seed_noise(runs)
+    if sd is None and repeated is not None and repeated.degrees >= SEED_DEGREES:
+        sd = repeated.sd
+    fit, draws = draw_noise(fit, columns, minima, sd=sd, n_draws=config.bootstrap, seed=config.seed)
+    return fit, draws, refuse_exponents(fit.a, fit.b)
 
 
 def _corrected(plain: Estimate, bias: GridBias) -> Estimate:
@@ -200,8 +227,12 @@ def _surface(
 ) -> tuple[Fit, LawDraws, str]:
     columns = (runs.params, runs.tokens, runs.loss)
     fit = fit_parametric(*columns, options, name=name)
-    weights = draw_weights(_units(config, runs), config.bootstrap, config.seed)
-    draws = bootstrap_parametric(fit, *columns, weights)
+    even = config.unit == "auto" and not noise_varies(fit, *columns)
+    if even or config.unit == "residual":
+        draws = bootstrap_residuals(fit, *columns, n_draws=config.bootstrap, seed=config.seed)
+    else:
+        weights = draw_weights(_units(config, runs), config.bootstrap, config.seed)
+        draws = bootstrap_parametric(fit, *columns, weights)
     return fit, draws, refuse_parametric(fit, interval(draws.a, 0.8))
 
 
@@ -237,51 +268,6 @@ def flops_of_curve(runs: Runs) -> Array:
 
 def _units(config: AnalyzeConfig, runs: Runs) -> Array:
     """Return a label per row: what a draw keeps together."""
-    columns = {"run": runs.run_id, "model": runs.params, "budget": runs.budget}
-    _, labels = np.unique(columns[config.unit], return_inverse=True)
+    columns = {"model": runs.params, "budget": runs.budget}
+    _, labels = np.unique(columns.get(config.unit, runs.run_id), return_inverse=True)
     return np.asarray(labels, dtype=np.float64)
-
-
-def _attempt(
-    name: str,
-    method: Callable[[], tuple[Fit, LawDraws | PowerDraws, str]],
-    cost: CostModel,
-    n_runs: int,
-) -> Estimate:
-    """Run a method; a refusal becomes an estimate with the reason."""
-    try:
-        fit, draws, reason = method()
-    except FitRefusedError as error:
-        return Estimate(
-            name=name,
-            status="refused",
-            reason=str(error),
-            fit=None,
-            draws=None,
-            a=None,
-            b=None,
-            a_interval=None,
-            b_interval=None,
-            n_runs=n_runs,
-        )
-    if isinstance(draws, LawDraws) and isinstance(fit, ParametricFit):
-        a_draws = cost.exponent(draws.alpha, draws.beta)
-        a = float(cost.exponent(fit.law.alpha, fit.law.beta))
-        stretch = 1.0 + cost.slope
-        b, b_draws = 1.0 - stretch * a, 1.0 - stretch * a_draws
-    else:
-        assert isinstance(draws, PowerDraws)
-        assert not isinstance(fit, ParametricFit)
-        a, b, a_draws, b_draws = fit.a, fit.b, draws.a, draws.b
-    return Estimate(
-        name=name,
-        status="refused" if reason else "accepted",
-        reason=reason,
-        fit=fit,
-        draws=draws,
-        a=a,
-        b=b,
-        a_interval=interval(a_draws),
-        b_interval=interval(b_draws),
-        n_runs=n_runs,
-    )

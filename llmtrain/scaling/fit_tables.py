@@ -29,6 +29,7 @@ def estimator_table(group: GroupAnalysis) -> Table:
     note = (
         f"a: N_opt ~ C^a, b: D_opt ~ C^b, 90 % intervals. N is {given.params}, C is {given.flops}. "
     )
+    note += _renewed(group)
     note += (
         "C = 6ND holds exactly."
         if group.cost.is_exact
@@ -41,6 +42,15 @@ def estimator_table(group: GroupAnalysis) -> Table:
         rows=tuple(rows),
         note=note,
     )
+
+
+def _renewed(group: GroupAnalysis) -> str:
+    """Return what the surfaces' intervals rest on."""
+    draws = [(e.title, e.draws) for e in group.estimates if isinstance(e.draws, LawDraws)]
+    rows = ", ".join(title for title, own in draws if own.renewed == "rows")
+    residuals = ", ".join(title for title, own in draws if own.renewed == "residuals")
+    found = f"Residuals are redrawn on the grid as it is for {residuals}. " if residuals else ""
+    return found + (f"Whole rows are resampled for {rows}. " if rows else "")
 
 
 def surface_table(group: GroupAnalysis) -> Table | None:

@@ -123,6 +123,32 @@ def local_parabola(points: int) -> ReadOut:
     return read
 
 
+def mean_by_size(x: Array, loss: Array) -> tuple[Array, Array]:
+    """Return ln x ascending without repeats, and the mean of ln loss at each, shapes (n,)."""
+    log_x, own = np.unique(np.log(x), return_inverse=True)
+    return log_x, np.bincount(own, weights=np.log(loss)) / np.bincount(own)
+
+
+def local_minima(points: int) -> Callable[[Array, Array], Array]:
+    """Return the read-out of `local_parabola` for all columns of ln loss (n, b) at once."""
+    reach = points // 2
+
+    def read(log_x: Array, log_loss: Array) -> Array:
+        best = log_loss.argmin(axis=0)
+        found = np.full(len(best), np.nan)
+        for at in np.unique(best):
+            window = slice(max(0, at - reach), at + reach + 1)
+            own, u = best == at, log_x[window] - log_x[at]
+            if len(u) >= 3:
+                p, q, _ = np.polyfit(u, np.exp(log_loss[window][:, own]), 2)
+                lowest = -q / np.where(p > 0, 2.0 * p, np.nan)
+                inside = (lowest >= u[0]) & (lowest <= u[-1])
+                found[own] = np.where(inside, log_x[at] + lowest, np.nan)
+        return found
+
+    return read
+
+
 def read_curves(
     N: Array, D: Array, loss: Array, budget: Array, read: ReadOut = parabola_vertex
 ) -> tuple[Curve, ...]:

@@ -33,14 +33,16 @@ class PowerLaw:
         return np.asarray(np.power(ratio, 1.0 / self.exponent), dtype=np.float64)
 
 
-def fit_power_law(x: Array, y: Array) -> PowerLaw:
+def fit_power_law(x: Array, y: Array, weights: Array | None = None) -> PowerLaw:
     """Return the least-squares line of ln y on ln x, shapes (n,), as a power law.
 
-    Raises FitRefusedError where the line is so steep that its coefficient is no float.
+    `weights` are inverse variances of ln y; all equal by default. Raises FitRefusedError where the
+    line is so steep that its coefficient is no float.
     """
     log_x = np.log(x)
     centre = log_x.mean()
-    slope, intercept = np.polyfit(log_x - centre, np.log(y), 1)
+    root = None if weights is None else np.sqrt(weights)
+    slope, intercept = np.polyfit(log_x - centre, np.log(y), 1, w=root)
     log_coefficient = float(intercept - slope * centre)
     if not abs(log_coefficient) < LARGEST_LOG:
         raise FitRefusedError(

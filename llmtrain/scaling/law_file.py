@@ -127,6 +127,7 @@ def _fit(estimate: Estimate) -> dict[str, Any]:
             "options": dataclasses.asdict(fit.options),
             "certificate": dataclasses.asdict(fit.certificate),
             "draws_failed": draws.failed,
+            "draws_renew": draws.renewed,
             "draws": _columns(draws, tuple(fit.law.as_dict())),
         }
     elif fit is not None and not isinstance(fit, ParametricFit) and isinstance(draws, PowerDraws):
@@ -224,7 +225,7 @@ def _saved(path: Path, document: dict[str, Any], group: dict[str, Any], name: st
     found = fits[name]
     if found["status"] != "accepted":
         raise FitRefusedError(f"{path}: fit {name} was refused: {found['reason']}")
-    columns = {key: np.array(column, dtype=np.float64) for key, column in found["draws"].items()}
+    columns: dict[str, Any] = {key: np.array(column) for key, column in found["draws"].items()}
     is_surface = found["kind"] == "surface"
     constants = found["parameters"]
     draws = (LawDraws if is_surface else PowerDraws)(failed=found["draws_failed"], **columns)

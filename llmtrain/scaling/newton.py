@@ -7,7 +7,7 @@ made positive, is a 5 x 5 eigenproblem per row. Near the optimum the steps are p
 so gradients reach 1e-10 where quasi-Newton methods stop early on the kinks of the Huber loss.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -32,10 +32,14 @@ class Objective:
     y: Array
     """ln D, centred, shape (n,)."""
     loss: Array
-    """Nats per token, shape (n,)."""
+    """Nats per token, shape (n,), or (s, n): losses of its own for every start."""
     link: Link
     delta: float
     """Huber's corner; infinity is least squares."""
+
+    def of(self, rows: slice | NDArray[np.intp]) -> "Objective":
+        """Return the objective of some of the starts."""
+        return self if self.loss.ndim == 1 else replace(self, loss=self.loss[rows])
 
     def value(self, theta: Array, weights: Array) -> Array:
         """Return the objective, shape (s,), at theta (s, 5) and weights (s or 1, n)."""
@@ -70,6 +74,12 @@ class Objective:
             if i != j:
                 hessian[:, j, i] += moment
         return (weights * self._huber(residual)).sum(axis=1), gradient, hessian
+
+    def jacobian(self, theta: Array) -> tuple[Array, Array]:
+        """Return z (n,) and dz / dtheta (n, 5) at one theta (5,)."""
+        z, (p1, p2, p3) = _log_terms(self, theta[None])
+        columns = [p1, p2, p3, -p1 * self.x, -p2 * self.y]
+        return z[0], np.concatenate(columns).T
 
     def _residual(self, z: Array) -> Array:
         if self.link == "log":
@@ -129,7 +139,8 @@ def minimise(
         rows = slice(first, first + chunk)
         own = weights if len(weights) == 1 else weights[rows]
         span = basis if len(basis) == 1 else basis[rows]
-        parts.append(_minimise_chunk(objective, starts[rows], own, span, max_steps, tolerance))
+        part = objective.of(rows)
+        parts.append(_minimise_chunk(part, starts[rows], own, span, max_steps, tolerance))
     return Minima(
         theta=np.concatenate([part.theta for part in parts]),
         value=np.concatenate([part.value for part in parts]),
@@ -150,7 +161,7 @@ def _minimise_chunk(
     def derivatives(at: Array, rows: NDArray[np.intp]) -> tuple[Array, Array, Array]:
         own = weights if len(weights) == 1 else weights[rows]
         span = basis if len(basis) == 1 else basis[rows]
-        value, gradient, hessian = objective.derivatives(at, own)
+        value, gradient, hessian = objective.of(rows).derivatives(at, own)
         along = (gradient[:, None, :] @ span)[:, 0]
         return value, along, span.transpose(0, 2, 1) @ hessian @ span
 

@@ -135,6 +135,15 @@ def objective_at(law: LossLaw, N: Array, D: Array, loss: Array, delta: float = 1
     return float(huber.sum())
 
 
+def link_jacobian(fit: ParametricFit, N: Array, D: Array) -> tuple[Array, Array]:
+    """Return the fit at each row, as ln L or L by its link, and its Jacobian by free constants."""
+    objective = make_objective(N, D, np.ones_like(N), fit.options, fit.centre)
+    z, jacobian = objective.jacobian(fit.theta)
+    if fit.options.link == "linear":
+        z, jacobian = np.exp(z), jacobian * np.exp(z)[:, None]
+    return z, jacobian @ free_directions(fit.options)
+
+
 def jacobian_condition(
     law: LossLaw, N: Array, D: Array, options: FitOptions = FitOptions()
 ) -> float:
@@ -142,21 +151,10 @@ def jacobian_condition(
 
     Only the directions that `options` leave free count.
     """
-    n_term, d_term = N**-law.alpha, D**-law.beta
-    columns = np.stack(
-        [
-            np.ones_like(N),
-            n_term,
-            d_term,
-            -law.A * n_term * np.log(N),
-            -law.B * d_term * np.log(D),
-        ],
-        axis=1,
-    ) / np.reshape(law.loss(N, D), (-1, 1))
-    if options.tie_exponents:
-        columns = np.column_stack([columns[:, :3], columns[:, 3] + columns[:, 4]])
-    if options.fixed_floor is not None:
-        columns = columns[:, 1:]
+    logs = np.log([law.A, law.B, max(law.E, 1e-300)])
+    theta = np.append(logs, [law.alpha, law.beta])
+    objective = make_objective(N, D, np.ones_like(N), options, (0.0, 0.0))
+    columns = objective.jacobian(theta)[1] @ free_directions(options)
     norms = np.linalg.norm(columns, axis=0)
     if not (np.isfinite(norms).all() and (norms > 0).all()):
         return float("inf")

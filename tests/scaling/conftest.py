@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llmtrain.scaling.config import AnalyzeConfig, PredictConfig
-from llmtrain.scaling.law import LossLaw
+from llmtrain.scaling.law import Array, LossLaw
 from llmtrain.spec.record import SCHEMA, RunRecord, write_record
 
 PUBLIC = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -81,6 +81,21 @@ def planted_record(
 
 
 @pytest.fixture(scope="session")
+def isoflop_grid() -> Callable[..., tuple[Array, Array]]:
+    """N and D of IsoFLOP curves centred on the law's own optimum, seeds as repeated rows."""
+
+    def grid(
+        law: LossLaw, budgets: Array, reach: float, points: int, seeds: int = 1
+    ) -> tuple[Array, Array]:
+        C = np.repeat(budgets, points * seeds)
+        shifts = np.repeat(np.geomspace(1 / reach, reach, points), seeds)
+        D = np.asarray(law.d_opt(C)) * np.tile(shifts, len(budgets))
+        return C / 6 / D, D
+
+    return grid
+
+
+@pytest.fixture(scope="session")
 def planted_sweep(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Write a planted sweep and return its folder; keyword `change` edits each record."""
 
@@ -128,7 +143,8 @@ def analyze_config() -> Callable[..., AnalyzeConfig]:
         budget_tolerance=0.1,
         params="auto",
         bootstrap=200,
-        unit="run",
+        unit="auto",
+        noise=None,
         seed=0,
         delta=1e-3,
         tie=False,

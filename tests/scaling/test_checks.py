@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmtrain.scaling.akima import akima_vertex, local_noise
+from llmtrain.scaling.akima import akima_vertex
 from llmtrain.scaling.analysis import analyze, compare_with
 from llmtrain.scaling.bias import correct_isoflop
 from llmtrain.scaling.binning import assign_budgets
@@ -27,6 +27,7 @@ from llmtrain.scaling.design import (
 )
 from llmtrain.scaling.influence import leave_out
 from llmtrain.scaling.isoflop import fit_isoflop
+from llmtrain.scaling.isoflop_draws import local_noise
 from llmtrain.scaling.law import Array, LossLaw
 from llmtrain.scaling.law_file import law_document, read_side
 from llmtrain.scaling.load import load_runs
