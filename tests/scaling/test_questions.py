@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmtrain.scaling.any_law import find_law
 from llmtrain.scaling.config import AnalyzeConfig, PredictConfig
 from llmtrain.scaling.law import LossLaw
-from llmtrain.scaling.predict import find_law, predict
+from llmtrain.scaling.predict import predict
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import ConfigError
 
