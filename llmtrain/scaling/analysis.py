@@ -31,6 +31,7 @@ from llmtrain.scaling.forecast import (
 from llmtrain.scaling.influence import leave_out
 from llmtrain.scaling.isoflop import fit_isoflop, read_curves
 from llmtrain.scaling.law import Array
+from llmtrain.scaling.lr_bracket import fit_bracket, repeated_rates, split_rates
 from llmtrain.scaling.parametric import ParametricFit, fit_parametric
 from llmtrain.scaling.profile import profile_exponent
 from llmtrain.scaling.results import Analysis, GroupAnalysis, OtherCount
@@ -100,6 +101,8 @@ def analyze_group(
     config: AnalyzeConfig, group: str, rows: Runs, training: TrainingCurves | None = None
 ) -> GroupAnalysis:
     """Fit one group with every method; a method that refuses is listed with its reason."""
+    rows, other_rates = split_rates(rows)
+    n_repeated = repeated_rates(rows)
     training = curves_of(rows) if training is None else training.of(rows)
     finals = drop_duplicates(rows.finals())
     finals, budgets_from = assign_budgets(finals, config.budgets, config.budget_tolerance)
@@ -127,10 +130,21 @@ def analyze_group(
         left_out=(),
         profile=None,
         next_runs=(),
+        rates=None
+        if other_rates is None
+        else fit_bracket(finals, other_rates, config.bootstrap, config.seed),
         target_flops=target,
     )
     partial = replace(partial, **_about_surface(partial))
-    return replace(partial, findings=tuple(_findings(partial, largest)))
+    findings = _findings(partial, largest)
+    if n_repeated:
+        message = (
+            f"{n_repeated} cells were run at several peak rates with one seed: the lowest loss "
+            "stands for each, which is biased low against cells of one run; recipe.lr_multiplier "
+            "marks rates as a bracket"
+        )
+        findings.insert(0, Finding(level="warning", code="rates", message=message))
+    return replace(partial, findings=tuple(findings))
 
 
 def _about_surface(group: GroupAnalysis) -> dict[str, Any]:

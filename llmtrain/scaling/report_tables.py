@@ -1,5 +1,6 @@
 """The tables of a report, in reading order."""
 
+from llmtrain.scaling.bracket_table import bracket_table
 from llmtrain.scaling.check_tables import (
     bias_table,
     forecast_table,
@@ -45,6 +46,7 @@ def group_tables(group: GroupAnalysis) -> list[Table]:
         count_table(group),
         bias_table(group),
         influence_table(group),
+        bracket_table(group.rates),
         next_table(group),
         checklist_table(group),
     )

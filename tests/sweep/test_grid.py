@@ -6,7 +6,8 @@ import pytest
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.settings import SweepConfig
-from llmtrain.sweep.grid import choose_shapes, expected_optimum, plan_sweep
+from llmtrain.sweep.centre import expected_params
+from llmtrain.sweep.grid import choose_shapes, plan_sweep
 
 SWEEP = {
     "name": "family",
@@ -22,6 +23,21 @@ SWEEP = {
     "optimum_params": 2e4,
     "optimum_exponent": 0.5,
     "seeds": [0, 1],
+    "mode": "fixed",
+    "law": None,
+    "lr_min": None,
+    "lr_max": None,
+    "adaptive": {
+        "method": "approach2",
+        "first_sizes": 4,
+        "cells_per_round": 2,
+        "width": 0.1,
+        "forecast_sd": None,
+        "forecast_flops": None,
+        "max_flops": None,
+        "max_rounds": 20,
+    },
+    "bracket": {"budgets": [], "factors": [0.5, 1.0, 2.0], "arm": 2.0},
 }
 RULE = {
     "recipe.name": "demo",
@@ -38,20 +54,21 @@ def sweep(**changes):
 
 
 def log_sizes(make, config, flops):
-    shapes = choose_shapes(config, make().model, vocab_size=256, seq_len=32, flops=flops)
+    centre = expected_params(config, [], make(), flops)
+    shapes = choose_shapes(config, make().model, vocab_size=256, seq_len=32, centre=centre)
     counts = [12 * s.n_layers * s.d_model**2 + 256 * s.d_model for s in shapes]
     return shapes, [math.log(n) for n in counts]
 
 
-def test_optimum_follows_its_power_law():
-    assert expected_optimum(sweep(), 1e11) == 2e4
-    assert expected_optimum(sweep(), 4e11) == pytest.approx(4e4)
+def test_optimum_follows_its_power_law(make):
+    assert expected_params(sweep(), [], make(), 1e11) == 2e4
+    assert expected_params(sweep(), [], make(), 4e11) == pytest.approx(4e4)
 
 
 @pytest.mark.parametrize("flops", [1e11, 4e11])
 def test_sizes_are_even_in_log_n_and_cover_both_arms(make, flops):
     _, sizes = log_sizes(make, sweep(), flops)
-    centre = math.log(expected_optimum(sweep(), flops))
+    centre = math.log(expected_params(sweep(), [], make(), flops))
     assert sizes == sorted(sizes)
     assert sum(n < centre - 0.5 for n in sizes) >= 2
     assert sum(n > centre + 0.5 for n in sizes) >= 2
