@@ -1,5 +1,6 @@
 """Training replaced by a planted law plus noise, to drive the adaptive policy at no cost."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +9,12 @@ from llmtrain.scaling.law import LossLaw
 from llmtrain.scaling.precision import Local, local_isoflop, local_surface
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import FitRefusedError
+from llmtrain.spec.record import SCHEMA, RunRecord, write_record
+from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.settings import SweepConfig
 from llmtrain.sweep.adaptive import next_round
 from llmtrain.sweep.decision import Candidate, Measured, Round, columns
+from llmtrain.sweep.grid import Cell
 
 BUDGETS = (1e16, 3e16, 1e17)
 RATIO = 1.2  # of neighbouring sizes of the ladder
@@ -76,7 +80,7 @@ class Surface:
     def sweep(self, **adaptive: object) -> SweepConfig:
         """Return sweep=isoflop's numbers with this surface's expectation."""
         rules = {
-            "method": "approach2", "first_sizes": 4, "cells_per_round": 3, "width": None,
+            "method": "approach2", "first_sizes": 4, "cells_per_round": 2, "width": None,
             "forecast_sd": None, "forecast_flops": None, "max_flops": None, "max_rounds": 60,
         }  # fmt: skip
         raw = {
@@ -135,3 +139,34 @@ def exponent(runs: list[Measured], method: str) -> Local | None:
         return local_isoflop(cells, loss)
     except FitRefusedError:
         return None
+
+
+def write_planted_record(cell: Cell, law: LossLaw, noise: float) -> None:
+    """Write the record that training a planned cell would, with the loss of a law."""
+    config, plan = cell.config, cell.plan
+    N, D = float(plan.params["no_input_embedding"]), float(plan.n_tokens)
+    key = (plan.params["total"], plan.n_tokens, config.seed)
+    scatter = noise * np.random.default_rng(key).standard_normal()
+    known = {
+        "schema": SCHEMA,
+        "run_id": cell.run_id,
+        "d_model": config.model.d_model,
+        "n_layers": config.model.n_layers,
+        "params": plan.params,
+        "n_tokens": plan.n_tokens,
+        "flops_convention": config.budget.convention,
+        "flops_budget": config.budget.flops,
+        "flops": dict(plan.flops),
+        "seed": config.seed,
+        "annealed": True,
+        "val_loss": float(law.loss(N, D) * np.exp(scatter)),
+    }
+    blank = {"str": "x", "int": 1, "float": 1.0}
+    raw = {
+        f.name: known.get(f.name, blank.get(getattr(f.type, "__name__", str(f.type))))
+        for f in dataclasses.fields(RunRecord)
+    }
+    raw |= {name: {} for name in ("seconds", "hardware", "versions")}
+    directory = run_directory(config)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_record(directory, build(RunRecord, raw))
