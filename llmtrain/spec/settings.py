@@ -190,6 +190,13 @@ class SweepConfig:
                 f"sweep.mode=adaptive fits an exponent: sweep.budgets={list(self.budgets)} must "
                 "name at least 3",
             )
+            opening = self.adaptive.first_sizes * sum(self.budgets)
+            cap = self.adaptive.max_flops
+            check(
+                cap is None or cap >= opening,
+                f"sweep.adaptive.max_flops={cap!r} is less than first_sizes cells at every budget "
+                f"cost, {opening:.4g}; raise it, or leave out the largest budget",
+            )
             target = self.adaptive.forecast_flops
             check(
                 target is None or target >= max(self.budgets),

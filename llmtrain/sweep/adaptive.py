@@ -82,6 +82,8 @@ class _Policy:
             picks = self._open(closed)
         if picks:
             return self._round(picks)
+        if not self.curves:
+            return self._round([], "no cell can be trained; scripts/plan.py says why")
         try:
             local, row, stop = self._target()
         except FitRefusedError as error:

@@ -65,8 +65,7 @@ class AdaptiveSweep:
         """Return what is run before anything is known. Raises ConfigError where nothing can be."""
         decision = self.decide([])
         if not decision.picks:
-            why = decision.stop or "no cell can be trained; scripts/plan.py says why"
-            raise ConfigError(f"the adaptive sweep cannot begin: {why}")
+            raise ConfigError(f"the adaptive sweep cannot begin: {decision.stop}")
         return decision, Grid(cells=tuple(map(self.cell, decision.picks)), refused=self.refused)
 
     def cell(self, pick: Pick) -> Cell:

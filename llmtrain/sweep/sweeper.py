@@ -53,14 +53,17 @@ class IsoflopSweeper(Sweeper):
                 self._run_adaptive(*point)
             return None
         cells: list[tuple[list[str], Cell]] = []
+        grids: list[tuple[Path, Grid]] = []
         for overrides, base, sweep in points:
             refuse_teams(base)
             grid = plan_point(base, sweep)
             if sweep is not None:
-                write_sweep(Path(base.runs_root) / sweep.name, grid)
+                grids.append((Path(base.runs_root) / sweep.name, grid))
             cells += [([*overrides, *cell.overrides()], cell) for cell in grid.cells]
         if not cells:
             raise ConfigError("no cell of this sweep can be trained; scripts/plan.py says why")
+        for directory, grid in grids:
+            write_sweep(directory, grid)
         if isinstance(self.runner, CellLauncher):
             unique = {cell.run_id: cell for _, cell in cells}.values()
             outcomes = self.runner.run_cells([cell.config for cell in unique])

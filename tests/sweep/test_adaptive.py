@@ -88,7 +88,7 @@ def test_it_stops_once_the_forecast_is_as_sharp_as_asked():
     assert rounds[-1].forecast_sd == pytest.approx(found.sd(found.forecast_row))
 
 
-@pytest.mark.parametrize("cap", [3e17, 7e17, 1.2e18])
+@pytest.mark.parametrize("cap", [5.7e17, 7e17, 1.2e18])
 def test_the_cap_is_never_passed(cap):
     planted = surface(noise=0.02)
     runs, rounds = adaptive_runs(planted, planted.sweep(max_flops=cap))
@@ -184,6 +184,7 @@ def test_the_chosen_cell_is_the_best_of_all_by_brute_force():
         ({"adaptive": {"width": -0.1}}, "sweep.adaptive.width=-0.1 must be a finite number above"),
         ({"adaptive": {"first_sizes": 3}}, "sweep.adaptive.first_sizes=3 must lie in"),
         ({"adaptive": {"forecast_flops": 1e15}}, "must not be below the largest budget"),
+        ({"adaptive": {"max_flops": 5e17}}, "is less than first_sizes cells at every budget cost"),
         ({"budgets": [1e16, 1e17]}, "must name at least 3"),
         ({"mode": "lr_bracket", "bracket": {"factors": [1.0, 2.0]}}, "rates on both sides"),
         ({"mode": "lr_bracket", "bracket": {"factors": [0.5, 2.0]}}, "must hold 1"),

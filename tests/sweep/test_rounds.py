@@ -147,8 +147,9 @@ def test_rounds_are_bounded(adaptive):
     assert len(trainer.trained) == 12
 
 
-def test_a_cap_below_the_first_round_is_refused_before_any_file(adaptive):
-    sweep = adaptive("cap", max_flops=1e10)
-    with pytest.raises(ConfigError, match="cannot begin: cost: the next cells would pass"):
+def test_a_family_without_a_trainable_cell_is_refused_before_any_file(make, tmp_path):
+    base = make(RULE | {"runs_root": str(tmp_path / "none"), "runtime.memory_gb": 1e-4})
+    sweep = AdaptiveSweep(base, build(SweepConfig, SWEEP), unique_tokens=None)
+    with pytest.raises(ConfigError, match="cannot begin: no cell can be trained"):
         sweep.first_round()
     assert not sweep.directory.exists()
