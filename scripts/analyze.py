@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from llmtrain.scaling.analysis import analyze, compare_with
+from llmtrain.scaling.bracket_table import bracket_line, bracket_table
 from llmtrain.scaling.check_tables import forecast_table
 from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.fit_tables import estimator_table, multiplier_table
@@ -52,9 +53,11 @@ def print_analysis(console: Console, analysis: Analysis, files: ReportFiles) -> 
     for group in analysis.groups:
         if len(analysis.groups) > 1:
             console.print(f"\n{group.group}", markup=False, style="bold")
-        for table in (estimator_table(group), forecast_table(group)):
+        for table in (estimator_table(group), forecast_table(group), bracket_table(group.rates)):
             if table is not None:
                 print_table(console, table)
+        if group.rates is not None:
+            console.print(bracket_line(group.rates), markup=False)
         for line in verdict(group):
             console.print(f"- {line}", markup=False)
         for finding in group.findings:

@@ -143,6 +143,10 @@ class SweepConsole(SweepWatcher):
         self.console.print(f"how it stands: python scripts/status.py runs={directory}")
         self.console.print(f"its logs: {directory / 'slurm'}; to stop it: scancel {job_id}")
 
+    def decided(self, line: str) -> None:
+        """Print what an adaptive sweep decided."""
+        self.console.print(line, markup=False)
+
     def reported(self, job: Job, progress: dict[str, Any]) -> None:
         """Move the bar."""
         self.share[job.name] = progress["share"]

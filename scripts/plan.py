@@ -2,6 +2,8 @@
 
   python scripts/plan.py sweep=demo
   python scripts/plan.py sweep=isoflop 'sweep.budgets=[1e16,3e16]'
+  python scripts/plan.py sweep=isoflop sweep.mode=adaptive sweep.law=besiroglu     the first round
+  python scripts/plan.py sweep=isoflop sweep.mode=lr_bracket                       with its rates
   python scripts/plan.py model=w256d6 budget.flops=1e15
 
 Takes the same overrides as scripts/train.py.
@@ -16,8 +18,10 @@ from llmtrain.corpus.prepare import corpus_dir
 from llmtrain.spec.config import DataConfig
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.recipe import outside_range
-from llmtrain.spec.settings import build_run
-from llmtrain.sweep.grid import Cell, Grid, plan_sweep
+from llmtrain.spec.settings import SweepConfig, TrainConfig, build_run
+from llmtrain.sweep.centre import describe, expected_params
+from llmtrain.sweep.grid import Cell, Grid, family, plan_sweep
+from llmtrain.sweep.rounds import AdaptiveSweep, describe_round
 
 COLUMNS = (
     "budget", "d_model", "n_layers", "seed", "N", "D", "D/N", "epochs",
@@ -55,15 +59,35 @@ def row(cell: Cell) -> list[str]:
     ]
 
 
+def plan_grid(
+    config: TrainConfig, sweep: SweepConfig, tokens: int | None
+) -> tuple[Grid, list[str]]:
+    """Return the cells of a sweep (an adaptive one's first round), and lines that explain them."""
+    shapes = family(sweep, config.model)
+    centres = ", ".join(
+        f"C={flops:.3g}: N={expected_params(sweep, shapes, config, flops):.4g}"
+        for flops in sweep.budgets
+    )
+    lines = [
+        f"centred at {centres} (no_input_embedding)",
+        f"expected optimum from {describe(sweep)}",
+    ]
+    if sweep.mode != "adaptive":
+        return plan_sweep(config, sweep, unique_tokens=tokens), lines
+    decision, grid = AdaptiveSweep(config, sweep, unique_tokens=tokens).first_round()
+    return grid, [*lines, f"{describe_round(1, decision)}; later rounds depend on its losses"]
+
+
 def main(overrides: list[str]) -> None:
     """Plan and print."""
     config, sweep = build_run(compose("train", overrides))
     tokens = known_tokens(config.data)
+    lines: list[str] = []
     if sweep is None:
         plan = plan_run(config, vocab_size=config.data.vocab_size, unique_tokens=tokens)
         grid = Grid(cells=(Cell(config=config, plan=plan),), refused=())
     else:
-        grid = plan_sweep(config, sweep, unique_tokens=tokens)
+        grid, lines = plan_grid(config, sweep, tokens)
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 160  # a file or a pipe has no width; nothing may be cut
@@ -83,6 +107,8 @@ def main(overrides: list[str]) -> None:
         f"{len(grid.cells)} cells, {len(grid.refused)} refused; {total:.4g} FLOPs in all "
         f"({convention}; N without the input embedding)"
     )
+    for line in lines:
+        console.print(line, markup=False)
     notes = {
         note
         for cell in grid.cells

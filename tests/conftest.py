@@ -101,6 +101,7 @@ RAW: dict[str, Any] = {
         "activation_checkpointing": False,
         "peak_tflops": None,
         "parallel": "none",
+        "memory_gb": None,
     },
     "checkpoint": {"every_s": 3600.0, "every_steps": None, "keep": 2},
     "tracking": {

@@ -11,7 +11,7 @@ ROOMS = {"spec", "corpus", "training", "sweep", "scaling"}
 MAY_USE = {
     "spec": set(),
     "corpus": {"spec"},
-    "sweep": {"spec", "corpus"},
+    "sweep": {"spec", "corpus", "scaling"},
     "training": {"spec", "corpus"},
     "scaling": {"spec"},
 }

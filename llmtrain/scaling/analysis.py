@@ -31,8 +31,9 @@ from llmtrain.scaling.forecast import (
 )
 from llmtrain.scaling.held_model import hold_out_model
 from llmtrain.scaling.influence import LeftOut, leave_out, leave_out_hull, leave_out_isoflop
-from llmtrain.scaling.intake import check_runs
+from llmtrain.scaling.intake import check_rates, check_runs
 from llmtrain.scaling.isoflop import IsoflopFit, fit_isoflop, read_curves
+from llmtrain.scaling.lr_bracket import fit_bracket, split_rates
 from llmtrain.scaling.parametric import ParametricFit, fit_parametric
 from llmtrain.scaling.profile import profile_exponent
 from llmtrain.scaling.results import Analysis, GroupAnalysis, OtherCount
@@ -107,6 +108,8 @@ def analyze_group(
     config: AnalyzeConfig, group: str, rows: Runs, training: TrainingCurves | None = None
 ) -> GroupAnalysis:
     """Fit one group with every method; a method that refuses is listed with its reason."""
+    rows, other_rates = split_rates(rows)
+    repeated = check_rates(rows)
     training = curves_of(rows) if training is None else training.of(rows)
     finals = drop_duplicates(rows.finals())
     finals, budgets_from = assign_budgets(finals, config.budgets, config.budget_tolerance)
@@ -136,11 +139,14 @@ def analyze_group(
         sensitivity=None,
         profile=None,
         next_runs=(),
+        rates=None
+        if other_rates is None
+        else fit_bracket(finals, other_rates, config.bootstrap, config.seed),
         target_flops=target,
     )
     partial = replace(partial, **_about_surface(config, partial))
     partial = replace(partial, left_out=(*partial.left_out, *_left_out_of_lines(partial, rows)))
-    return replace(partial, findings=tuple(_findings(partial, largest)))
+    return replace(partial, findings=(*repeated, *_findings(partial, largest)))
 
 
 def _about_surface(config: AnalyzeConfig, group: GroupAnalysis) -> dict[str, Any]:

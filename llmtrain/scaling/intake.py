@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from llmtrain.scaling.diagnose import Finding
+from llmtrain.scaling.lr_bracket import repeated_rates
 from llmtrain.scaling.runs import Runs
 
 FLOPS_RATIO_SPREAD = 1.5
@@ -25,6 +26,19 @@ def check_runs(runs: Runs) -> list[Finding]:
     found = [Finding(level="note", code="source", message=text) for text in runs.remarks]
     found += [*_excluded(runs), *_units(runs), *_conventions(runs), *_mixed(runs), *_code(runs)]
     return found + _near_twins(runs)
+
+
+def check_rates(runs: Runs) -> list[Finding]:
+    """Warn of cells that were run at several peak rates under one multiplier."""
+    n_repeated = repeated_rates(runs)
+    if n_repeated == 0:
+        return []
+    message = (
+        f"{n_repeated} cells were run at several peak rates with one seed: the lowest loss stands "
+        "for each, which is biased low against cells of one run; recipe.lr_multiplier marks rates "
+        "as a bracket"
+    )
+    return [_warn("rates", message)]
 
 
 def _warn(code: str, message: str) -> Finding:

@@ -96,6 +96,7 @@ def _group(group: GroupAnalysis) -> dict[str, Any]:
         "left_out": [dataclasses.asdict(item) for item in group.left_out],
         "profile_of_a": dataclasses.asdict(group.profile) if group.profile else None,
         "next_runs": [dataclasses.asdict(run) for run in group.next_runs],
+        "lr_bracket": dataclasses.asdict(group.rates) if group.rates else None,
         "grid_bias_of_a": group.bias.exponent_shift if group.bias else None,
         "outliers": group.runs.run_id[group.outliers],
         "seed_noise": dataclasses.asdict(group.noise) if group.noise else None,

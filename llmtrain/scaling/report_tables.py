@@ -1,5 +1,6 @@
 """The tables of a report, in reading order."""
 
+from llmtrain.scaling.bracket_table import bracket_table
 from llmtrain.scaling.check_tables import (
     bias_table,
     forecast_table,
@@ -49,6 +50,7 @@ def group_tables(group: GroupAnalysis) -> list[Table]:
         bias_table(group),
         influence_table(group),
         sensitivity_table(group),
+        bracket_table(group.rates),
         next_table(group),
         trunk_table(group),
         demand_table(group),

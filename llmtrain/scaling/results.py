@@ -18,6 +18,7 @@ from llmtrain.scaling.influence import LeftOut
 from llmtrain.scaling.interaction import InteractionFit
 from llmtrain.scaling.isoflop import Curve
 from llmtrain.scaling.law import Array
+from llmtrain.scaling.lr_bracket import RateBracket
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.profile import Profile
 from llmtrain.scaling.runs import Runs
@@ -66,6 +67,8 @@ class GroupAnalysis:
     profile: Profile | None
     """Gaussian profile likelihood of a at C = 6 N D, from the least squares of ln L."""
     next_runs: tuple[NextRun, ...]
+    rates: RateBracket | None
+    """Cells at several learning rates and what they say of the recipe; null without any."""
     target_flops: float
 
     def estimate(self, name: str) -> Estimate:

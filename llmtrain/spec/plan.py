@@ -7,6 +7,7 @@ from llmtrain.spec.build import config_hash
 from llmtrain.spec.config import FlopsConvention, SeqLenConfig
 from llmtrain.spec.errors import PlanError
 from llmtrain.spec.flops import CONVENTIONS, flops_per_token, param_groups
+from llmtrain.spec.memory import refuse_memory
 from llmtrain.spec.recipe import Hyperparameters, cell_of, hyperparameters
 from llmtrain.spec.schedule import Stage, stages
 from llmtrain.spec.settings import TrainConfig
@@ -111,7 +112,8 @@ def plan_run(config: TrainConfig, *, vocab_size: int, unique_tokens: int | None)
 
     `unique_tokens`: tokens of the training split; None, before the data are prepared, leaves the
     epochs unknown and unchecked. Raises PlanError where the budget buys too few
-    steps, cannot be met within budget.tolerance, reads the corpus too often, or is all warmup.
+    steps, cannot be met within budget.tolerance, reads the corpus too often, is all warmup, or
+    would not fit in runtime.memory_gb.
     """
     model, seq = config.model, config.seq_len
     groups = param_groups(model, vocab_size=vocab_size, seq_len=seq.seq_len)
@@ -166,6 +168,7 @@ def plan_run(config: TrainConfig, *, vocab_size: int, unique_tokens: int | None)
         hyper=hyper,
     )
     _refuse(config, plan)
+    refuse_memory(config, plan)
     return plan
 
 

@@ -89,6 +89,8 @@ class RunRecord:
     versions: dict[str, str]
     metrics_sha256: str
     """Hash of metrics.jsonl."""
+    lr_multiplier: float | None = None
+    """recipe.lr_multiplier: the rate over the recipe's; null in records older than this field."""
 
 
 def write_record(directory: Path, record: RunRecord) -> None:
@@ -106,7 +108,7 @@ def parse_record(raw: Any) -> RunRecord:
         found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
         raise MismatchError(f"record has schema {found!r}, this version reads {SCHEMA}")
     try:
-        return build(RunRecord, raw)
+        return build(RunRecord, {"lr_multiplier": None} | raw)
     except LlmtrainError as error:
         raise MismatchError(f"record is damaged: {error}") from error
 

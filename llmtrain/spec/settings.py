@@ -17,6 +17,7 @@ from llmtrain.spec.config import (
     ScheduleConfig,
     SeqLenConfig,
 )
+from llmtrain.spec.modes import AdaptiveConfig, BracketConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,11 +58,13 @@ class RuntimeConfig:
     """Peak of one device for MFU, in TFLOP/s; null looks it up, or leaves MFU out."""
     parallel: Literal["none", "ddp", "fsdp"]
     """One run over the processes that torchrun starts: replicas (ddp) or shards (fsdp)."""
+    memory_gb: float | None
+    """Memory of one device in GB (1e9 bytes): refuse runs estimated to need more; null: unknown."""
 
     def __post_init__(self) -> None:
         """Refuse counts below one."""
         check_positive("runtime.n_threads", self.n_threads)
-        for field in ("micro_batch_tokens", "peak_tflops"):
+        for field in ("micro_batch_tokens", "peak_tflops", "memory_gb"):
             if getattr(self, field) is not None:
                 check_positive(f"runtime.{field}", getattr(self, field))
 
@@ -136,6 +139,18 @@ class SweepConfig:
     """a of N_opt = optimum_params * (C / optimum_flops)^a."""
     seeds: tuple[int, ...]
     """Every cell is trained once for each seed."""
+    mode: Literal["fixed", "adaptive", "lr_bracket"]
+    """The grid; or cells added round by round; or the grid with some cells at several rates."""
+    law: str | None
+    """Printed law or law.json that gives the expected optimum; null: the three optimum_ keys."""
+    lr_min: float | None
+    """Refuse cells whose peak rate is smaller; null does not ask."""
+    lr_max: float | None
+    """Refuse cells whose peak rate is larger; null does not ask."""
+    adaptive: AdaptiveConfig
+    """mode=adaptive."""
+    bracket: BracketConfig
+    """mode=lr_bracket."""
 
     def __post_init__(self) -> None:
         """Refuse empty, repeated or impossible lists."""
@@ -158,6 +173,44 @@ class SweepConfig:
         )
         check_between("sweep.optimum_exponent", self.optimum_exponent, 0.0, 1.0)
         check_between("sweep.sizes_per_budget", self.sizes_per_budget, 1, 1000)
+        for field in ("lr_min", "lr_max"):
+            if getattr(self, field) is not None:
+                check_positive(f"sweep.{field}", getattr(self, field))
+        check(
+            self.lr_min is None or self.lr_max is None or self.lr_min < self.lr_max,
+            f"sweep.lr_min={self.lr_min!r} must be below sweep.lr_max={self.lr_max!r}",
+        )
+        check(self.law != "", "sweep.law is empty: name a printed law or a law.json, or null")
+        self._check_mode()
+
+    def _check_mode(self) -> None:
+        """Refuse a mode whose own settings do not fit the sweep's."""
+        if self.mode == "adaptive":
+            check(
+                len(self.budgets) >= 3,
+                f"sweep.mode=adaptive fits an exponent: sweep.budgets={list(self.budgets)} must "
+                "name at least 3",
+            )
+            opening = self.adaptive.first_sizes * sum(self.budgets)
+            cap = self.adaptive.max_flops
+            check(
+                cap is None or cap >= opening,
+                f"sweep.adaptive.max_flops={cap!r} is less than first_sizes cells at every budget "
+                f"cost, {opening:.4g}; raise it, or leave out the largest budget",
+            )
+            target = self.adaptive.forecast_flops
+            check(
+                target is None or target >= max(self.budgets),
+                f"sweep.adaptive.forecast_flops={target!r} must not be below the largest budget",
+            )
+        if self.mode == "lr_bracket":
+            strange = [value for value in self.bracket.budgets if value not in self.budgets]
+            check(not strange, f"sweep.bracket.budgets={strange} must be among sweep.budgets")
+            check(
+                self.sizes_per_budget >= 3,
+                f"sweep.sizes_per_budget={self.sizes_per_budget} must be 3 or more for a bracket "
+                "at the optimum and on both arms",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmtrain.spec.config import ModelConfig
@@ -9,6 +10,7 @@ from llmtrain.spec.errors import ConfigError, PlanError
 from llmtrain.spec.flops import param_groups
 from llmtrain.spec.plan import RunPlan, plan_run, run_id
 from llmtrain.spec.settings import SweepConfig, TrainConfig
+from llmtrain.sweep.centre import expected_params
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +33,7 @@ class Cell:
             f"model.n_layers={model.n_layers}",
             f"model.d_head={model.d_head}",
             f"budget.flops={budget.flops!r}",
+            f"recipe.lr_multiplier={self.config.recipe.lr_multiplier!r}",
             f"seed={self.config.seed}",
             f"name={self.config.name}",
         ]
@@ -55,15 +58,15 @@ class Grid:
     refused: tuple[Refused, ...]
 
 
-def expected_optimum(sweep: SweepConfig, flops: float) -> float:
-    """Return the N around which the sizes of a budget are centred (no_input_embedding)."""
-    return float(sweep.optimum_params * (flops / sweep.optimum_flops) ** sweep.optimum_exponent)
-
-
 def choose_shapes(
-    sweep: SweepConfig, model: ModelConfig, *, vocab_size: int, seq_len: int, flops: float
+    sweep: SweepConfig,
+    model: ModelConfig,
+    *,
+    vocab_size: int,
+    seq_len: int,
+    centre: float,
 ) -> list[ModelConfig]:
-    """Return the shapes of one budget, smallest first, spread evenly in log N.
+    """Return the shapes of one budget, smallest first, spread evenly in log N around `centre`.
 
     Targets run from the expected optimum / span to the optimum * span; each takes the nearest
     shape that is still free, and of near equals the depth that is used least, so that width and
@@ -79,9 +82,8 @@ def choose_shapes(
             f"fewer than sweep.sizes_per_budget={sweep.sizes_per_budget}; add widths or depths"
         )
     log_n = {shape: math.log(counts["no_input_embedding"]) for shape, counts in sizes.items()}
-    centre = math.log(expected_optimum(sweep, flops))
     chosen: list[ModelConfig] = []
-    for target in _spread(centre, math.log(sweep.span), sweep.sizes_per_budget):
+    for target in _spread(math.log(centre), math.log(sweep.span), sweep.sizes_per_budget):
         free = [shape for shape in log_n if shape not in chosen]
         used = [shape.n_layers for shape in chosen]
         chosen.append(
@@ -98,7 +100,11 @@ def choose_shapes(
 
 
 def family(sweep: SweepConfig, model: ModelConfig) -> list[ModelConfig]:
-    """Return every width with every depth within the aspect bounds."""
+    """Return every width with every depth within the aspect bounds.
+
+    A ladder of one depth per width is `aspect_min` = `aspect_max` (nearly); a two-dimensional grid
+    has them wide apart.
+    """
     d_heads = {
         width: model.d_head if sweep.n_heads is None else width // sweep.n_heads
         for width in sweep.widths
@@ -112,43 +118,102 @@ def family(sweep: SweepConfig, model: ModelConfig) -> list[ModelConfig]:
 
 
 def plan_sweep(base: TrainConfig, sweep: SweepConfig, *, unique_tokens: int | None) -> Grid:
-    """Return the planned cells of a sweep, and each cell the planner refused with its reason.
+    """Return the planned cells of a fixed grid or a rate bracket, and each refused one's reason.
 
     `unique_tokens`: tokens of the training split; None before the data are prepared.
     """
-    cells: list[Cell] = []
-    refused: list[Refused] = []
+    found: list[Cell | Refused] = []
+    shapes = family(sweep, base.model)
     for flops in sweep.budgets:
-        shapes = choose_shapes(
+        centre = expected_params(sweep, shapes, base, flops)
+        chosen = choose_shapes(
             sweep,
             base.model,
             vocab_size=base.data.vocab_size,
             seq_len=base.seq_len.seq_len,
-            flops=flops,
+            centre=centre,
         )
-        budget = dataclasses.replace(base.budget, flops=flops, n_tokens=None)
-        for shape in shapes:
-            for seed in sweep.seeds:
-                config = dataclasses.replace(
-                    base, model=shape, budget=budget, seed=seed, name=sweep.name
-                )
-                try:
-                    plan = plan_run(
-                        config, vocab_size=config.data.vocab_size, unique_tokens=unique_tokens
-                    )
-                except PlanError as error:
-                    refused.append(
-                        Refused(
-                            d_model=shape.d_model,
-                            n_layers=shape.n_layers,
-                            budget=flops,
-                            seed=seed,
-                            reason=str(error),
-                        )
-                    )
-                    continue
-                cells.append(Cell(config=config, plan=plan))
-    return Grid(cells=tuple(cells), refused=tuple(refused))
+        factors = dict.fromkeys(chosen, (1.0,)) | (
+            _bracketed(sweep, base, chosen, centre) if in_bracket(sweep, flops) else {}
+        )
+        found += [
+            plan_cell(base, sweep, shape, flops, seed, factor, unique_tokens=unique_tokens)
+            for shape in chosen
+            for seed in sweep.seeds
+            for factor in factors[shape]
+        ]
+    return as_grid(found)
+
+
+def as_grid(found: Sequence[Cell | Refused]) -> Grid:
+    """Sort planned from refused cells."""
+    return Grid(
+        cells=tuple(item for item in found if isinstance(item, Cell)),
+        refused=tuple(item for item in found if isinstance(item, Refused)),
+    )
+
+
+def in_bracket(sweep: SweepConfig, flops: float) -> bool:
+    """Return whether a budget gets several rates."""
+    return sweep.mode == "lr_bracket" and flops in (sweep.bracket.budgets or sweep.budgets)
+
+
+def plan_cell(
+    base: TrainConfig,
+    sweep: SweepConfig,
+    shape: ModelConfig,
+    flops: float,
+    seed: int,
+    factor: float = 1.0,
+    *,
+    unique_tokens: int | None,
+) -> Cell | Refused:
+    """Return a cell at `factor` times the recipe's rate, or why it cannot be trained."""
+    recipe = dataclasses.replace(base.recipe, lr_multiplier=base.recipe.lr_multiplier * factor)
+    budget = dataclasses.replace(base.budget, flops=flops, n_tokens=None)
+    config = dataclasses.replace(
+        base, model=shape, budget=budget, recipe=recipe, seed=seed, name=sweep.name
+    )
+    try:
+        plan = plan_run(config, vocab_size=config.data.vocab_size, unique_tokens=unique_tokens)
+        _refuse_rate(sweep, plan.hyper.peak_lr)
+    except PlanError as error:
+        return Refused(
+            d_model=shape.d_model,
+            n_layers=shape.n_layers,
+            budget=flops,
+            seed=seed,
+            reason=str(error),
+        )
+    return Cell(config=config, plan=plan)
+
+
+def _refuse_rate(sweep: SweepConfig, peak_lr: float) -> None:
+    low, high = sweep.lr_min or 0.0, sweep.lr_max or math.inf
+    if not low <= peak_lr <= high:
+        bound = f"sweep.lr_min={low:g}" if peak_lr < low else f"sweep.lr_max={high:g}"
+        raise PlanError(
+            f"the recipe's rate {peak_lr:.3g} is outside {bound}; move the bound, or take another "
+            "recipe or recipe.lr_multiplier"
+        )
+
+
+def _bracketed(
+    sweep: SweepConfig, base: TrainConfig, chosen: Sequence[ModelConfig], centre: float
+) -> dict[ModelConfig, tuple[float, ...]]:
+    """Return the shapes nearest to the optimum and to a point on each arm, with all factors."""
+
+    def distance(shape: ModelConfig, target: float) -> float:
+        counts = param_groups(
+            shape, vocab_size=base.data.vocab_size, seq_len=base.seq_len.seq_len
+        ).counts()
+        return abs(math.log(counts["no_input_embedding"] / target))
+
+    free, picked = list(chosen), []
+    for target in (centre, centre / sweep.bracket.arm, centre * sweep.bracket.arm):
+        picked.append(min(free, key=lambda shape: distance(shape, target)))
+        free.remove(picked[-1])
+    return dict.fromkeys(picked, tuple(sorted(sweep.bracket.factors)))
 
 
 def _spread(centre: float, reach: float, count: int) -> list[float]:

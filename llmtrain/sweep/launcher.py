@@ -29,6 +29,9 @@ class SweepWatcher(Watcher):
     def submitted(self, job_id: str, n_cells: int, n_tasks: int, directory: Path) -> None:
         """The sweep has been handed to a cluster, which runs it when it can."""
 
+    def decided(self, line: str) -> None:
+        """An adaptive sweep decided what to run next, or to stop."""
+
     def closed(self) -> None:
         """The sweep is over."""
 

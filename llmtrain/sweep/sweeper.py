@@ -15,11 +15,14 @@ from llmtrain.corpus.manifest import read_manifest
 from llmtrain.corpus.prepare import prepare
 from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.plan import plan_run
+from llmtrain.spec.record import read_record
+from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.settings import SweepConfig, TrainConfig, build_run
 from llmtrain.sweep.grid import Cell, Grid, plan_sweep
-from llmtrain.sweep.launcher import CellFailedError, CellLauncher, plain, refuse_teams
+from llmtrain.sweep.launcher import HANDS, CellFailedError, CellLauncher, plain, refuse_teams
 from llmtrain.sweep.ledger import write_sweep
 from llmtrain.sweep.pool import Outcome
+from llmtrain.sweep.rounds import AdaptiveSweep
 
 
 class IsoflopSweeper(Sweeper):
@@ -43,15 +46,24 @@ class IsoflopSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> object:
         """Run every cell. Raises CellFailedError after all others are done, and ConfigError."""
         points = [(p, *build_run(self._compose(p))) for p in self._product(arguments)]
+        adaptive = [(o, b, s) for o, b, s in points if s is not None and s.mode == "adaptive"]
+        if adaptive:
+            refuse_shared_folders(adaptive, len(points))
+            for point in adaptive:
+                self._run_adaptive(*point)
+            return None
         cells: list[tuple[list[str], Cell]] = []
+        grids: list[tuple[Path, Grid]] = []
         for overrides, base, sweep in points:
             refuse_teams(base)
             grid = plan_point(base, sweep)
             if sweep is not None:
-                write_sweep(Path(base.runs_root) / sweep.name, grid)
+                grids.append((Path(base.runs_root) / sweep.name, grid))
             cells += [([*overrides, *cell.overrides()], cell) for cell in grid.cells]
         if not cells:
             raise ConfigError("no cell of this sweep can be trained; scripts/plan.py says why")
+        for directory, grid in grids:
+            write_sweep(directory, grid)
         if isinstance(self.runner, CellLauncher):
             unique = {cell.run_id: cell for _, cell in cells}.values()
             outcomes = self.runner.run_cells([cell.config for cell in unique])
@@ -60,6 +72,30 @@ class IsoflopSweeper(Sweeper):
         returns = self.runner.launch([overrides for overrides, _ in cells], initial_job_idx=0)
         return [job.return_value for job in returns]  # raises the first failure
 
+    def _run_adaptive(self, overrides: list[str], base: TrainConfig, sweep: SweepConfig) -> None:
+        """Run an adaptive sweep's rounds. Raises CellFailedError at its end if a cell failed."""
+        refuse_teams(base)
+        AdaptiveSweep(base, sweep, unique_tokens=None).first_round()  # before any file
+        tokens = read_manifest(prepare(base.data)).train.n_tokens
+        rounds = AdaptiveSweep(base, sweep, unique_tokens=tokens)
+        rounds.first_round()
+
+        def run_cells(cells: Sequence[Cell]) -> dict[str, str]:
+            if isinstance(self.runner, CellLauncher):
+                outcomes = self.runner.run_cells([cell.config for cell in cells])
+                return {o.job.name: o.error for o in outcomes if o is not None and o.error}
+            jobs = [[*overrides, *cell.overrides()] for cell in cells]
+            self.runner.launch(jobs, initial_job_idx=0)
+            lost = [c for c in cells if read_record(run_directory(c.config)) is None]
+            return {cell.run_id: "left no record" for cell in lost}
+
+        failures = rounds.run(run_cells, HANDS.watcher.decided)
+        if failures:
+            name, reason = next(iter(failures.items()))
+            raise CellFailedError(
+                f"{len(failures)} cells failed, the others are done; first: {name}: {reason}"
+            )
+
     def _compose(self, overrides: Sequence[str]) -> dict[str, object]:
         return plain(self.loader.load_sweep_config(self.master, list(overrides)))
 
@@ -67,6 +103,18 @@ class IsoflopSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.loader)
         parsed = parser.parse_overrides(arguments)
         return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+
+
+def refuse_shared_folders(
+    adaptive: Sequence[tuple[list[str], TrainConfig, SweepConfig]], n_points: int
+) -> None:
+    """Raise ConfigError where a product makes adaptive sweeps that would share their rounds."""
+    folders = {(base.runs_root, sweep.name) for _, base, sweep in adaptive}
+    if len(folders) < n_points:
+        raise ConfigError(
+            f"{n_points} points of this product share {len(folders)} sweep.name with "
+            "sweep.mode=adaptive; start one command for each, with its own sweep.name"
+        )
 
 
 def plan_point(base: TrainConfig, sweep: SweepConfig | None) -> Grid:

@@ -128,6 +128,7 @@ def make_record(
         | {"n_devices": str(session.team.n_devices), "parallel": config.runtime.parallel},
         versions=runtime.versions(),
         metrics_sha256=metrics_sha256,
+        lr_multiplier=config.recipe.lr_multiplier,
     )
 
 

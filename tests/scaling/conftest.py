@@ -189,3 +189,9 @@ def public_table() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def plant() -> Callable[..., RunRecord]:
+    """The function that makes one finished run on a law."""
+    return planted_record

@@ -1,0 +1,113 @@
+"""Hydra's own sweeps, adaptive sweeps and rate brackets, as a user types them."""
+
+import json
+
+import pytest
+
+FAMILY = [
+    "sweep=isoflop",
+    "sweep.name=mini",
+    "sweep.budgets=[1e9,1.5e9,2e9]",
+    "sweep.widths=[8,12,16,20,24,32]",
+    "sweep.depths=[1]",
+    "sweep.aspect_min=4",
+    "sweep.n_heads=1",
+    "sweep.sizes_per_budget=4",
+    "sweep.span=2",
+    "sweep.optimum_flops=1e9",
+    "sweep.optimum_params=6e3",
+]
+
+
+def records(folder):
+    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/record.json")}
+
+
+@pytest.mark.parametrize(
+    ("swept", "field", "values"),
+    [
+        ("model.d_model=choice(8,16)", "d_model", {8, 16}),
+        ("seed=range(0,3)", "seed", {0, 1, 2}),
+        ("budget.flops=range(1e9,2e9,step=5e8)", "flops_budget", {1e9, 1.5e9}),
+    ],
+)
+def test_any_hydra_sweep_runs_through_the_same_launcher(
+    cli, tiny_overrides, tmp_path, swept, field, values
+):
+    done = cli("train.py", *tiny_overrides, "name=swept", swept, "-m")
+    assert done.returncode == 0, done.stderr
+    assert f"{len(values)} cells: 0 done before, {len(values)} to train" in done.stdout
+    assert {record[field] for record in records(tmp_path / "runs/swept").values()} == values
+
+
+@pytest.mark.slow
+def test_an_adaptive_sweep_writes_its_rounds_and_the_same_command_trains_nothing(
+    cli, tiny_overrides, tmp_path
+):
+    asked = ["sweep.mode=adaptive", "sweep.adaptive.width=null", "sweep.adaptive.max_flops=2.2e10"]
+    arguments = [*tiny_overrides, *FAMILY, *asked]
+    plan = cli("plan.py", *arguments)
+    assert plan.returncode == 0, plan.stderr
+    assert "8 cells, 0 refused" in plan.stdout
+    assert "round 1: 8 cells" in plan.stdout
+    assert "later rounds depend on its losses" in plan.stdout
+    done = cli("train.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "stopped after" in done.stdout
+    assert ": cost: " in done.stdout
+    folder = tmp_path / "runs/mini"
+    saved = json.loads((folder / "rounds.json").read_text())
+    listed = [cell["run_id"] for entry in saved["rounds"] for cell in entry["cells"]]
+    found = records(folder)
+    assert sorted(listed) == sorted(found)
+    assert sum(r["flops"]["full_attention"] for r in found.values()) <= 2.2e10
+    assert {r["flops_budget"] for r in found.values()} == {1e9, 1.5e9, 2e9}
+    again = cli("train.py", *arguments)
+    assert again.returncode == 0, again.stderr
+    assert "to train" not in again.stdout
+    assert json.loads((folder / "rounds.json").read_text()) == saved
+
+
+@pytest.mark.slow
+def test_a_bracket_is_planned_trained_and_reported(cli, tiny_overrides, tmp_path):
+    free = [o for o in tiny_overrides if not o.startswith("recipe.batch_tokens")]
+    asked = ["recipe.batch_tokens=64", "sweep.mode=lr_bracket", "sweep.bracket.budgets=[2e9]"]
+    arguments = [*free, *FAMILY, *asked]
+    plan = cli("plan.py", *arguments)
+    assert "18 cells, 0 refused" in plan.stdout, plan.stdout + plan.stderr
+    done = cli("train.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    found = records(tmp_path / "runs/mini").values()
+    rates = {r["lr_multiplier"] for r in found if r["flops_budget"] == 2e9}
+    assert rates == {0.5, 1.0, 2.0}
+    assert {r["lr_multiplier"] for r in found if r["flops_budget"] != 2e9} == {1.0}
+    report = cli("analyze.py", "runs=runs/mini", "bootstrap=20")
+    assert report.returncode in (0, 7), report.stderr  # tiny runs need not identify a law
+    assert "Rates: the recipe's bracketed" in report.stdout
+    saved = json.loads((tmp_path / "runs/mini/report/law.json").read_text())
+    assert len(saved["groups"][0]["lr_bracket"]["cells"]) == 3
+    assert saved["groups"][0]["n_runs"] == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep.mode=adaptive", "sweep.adaptive.width=0"], "sweep.adaptive.width=0.0 must be"),
+        (
+            ["sweep.mode=adaptive", "sweep.adaptive.max_flops=1e9"],
+            "at every budget cost, 1.8e+10",
+        ),
+        (["-m", "sweep.mode=adaptive", "seed=0,1"], "share 1 sweep.name with sweep.mode=adaptive"),
+        (["sweep.mode=often"], "sweep.mode: expected one of fixed, adaptive, lr_bracket"),
+        (["sweep.law=nonesuch"], "law='nonesuch' is neither a file nor one of"),
+        (["sweep.mode=lr_bracket", "sweep.bracket.factors=[1]"], "rates on both sides of it"),
+        (["runtime.memory_gb=-1"], "runtime.memory_gb=-1.0 must be"),
+        (["runtime.memory_gb=1e-4"], "no cell of this sweep can be trained"),
+    ],
+)
+def test_a_mode_that_cannot_begin_is_refused_before_any_file(cli, tmp_path, arguments, message):
+    done = cli("train.py", "data.root=prepared", *FAMILY, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert list(tmp_path.iterdir()) == []
