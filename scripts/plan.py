@@ -83,6 +83,12 @@ def main(overrides: list[str]) -> None:
         f"{len(grid.cells)} cells, {len(grid.refused)} refused; {total:.4g} FLOPs in all "
         f"({convention}; N without the input embedding)"
     )
+    spent = sum(cell.spent for cell in grid.cells)
+    if spent < total:
+        console.print(
+            f"trunks and branches: {spent:.4g} FLOPs are spent, {1 - spent / total:.1%} less than "
+            "the cells one by one"
+        )
     notes = {
         note
         for cell in grid.cells

@@ -236,7 +236,7 @@ def _flops_of_curve(runs: Runs) -> Array:
 
 def _units(config: AnalyzeConfig, runs: Runs) -> Array:
     """Return a label per row: what a draw keeps together."""
-    columns = {"run": runs.run_id, "model": runs.params, "budget": runs.budget}
+    columns = {"run": runs.lineage, "model": runs.params, "budget": runs.budget}
     _, labels = np.unique(columns[config.unit], return_inverse=True)
     return np.asarray(labels, dtype=np.float64)
 

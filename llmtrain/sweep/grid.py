@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmtrain.spec.branching import share_trunk, spent_flops, trunk_id
 from llmtrain.spec.config import ModelConfig
 from llmtrain.spec.errors import ConfigError, PlanError
 from llmtrain.spec.flops import param_groups
@@ -23,9 +25,15 @@ class Cell:
         """Name of the run, and of its folder."""
         return run_id(self.config)
 
+    @property
+    def spent(self) -> float:
+        """FLOPs that this run executes itself: of a branch, its cooldown."""
+        return spent_flops(self.config, self.plan)
+
     def overrides(self) -> list[str]:
         """Return what makes this cell out of the sweep's base configuration, for Hydra."""
         model, budget = self.config.model, self.config.budget
+        shared = [] if trunk_id(self.config) is None else self._shared_overrides()
         return [
             f"model.d_model={model.d_model}",
             f"model.n_layers={model.n_layers}",
@@ -33,6 +41,19 @@ class Cell:
             f"budget.flops={budget.flops!r}",
             f"seed={self.config.seed}",
             f"name={self.config.name}",
+            *shared,
+        ]
+
+    def _shared_overrides(self) -> list[str]:
+        """Return what a cell of a trunk has besides: its recipe's numbers, and where it begins."""
+        checkpoint, numbers = self.config.checkpoint, dataclasses.asdict(self.config.recipe)
+        del numbers["name"], numbers["lr_multiplier"]
+        warmup_tokens = self.config.seq_len.warmup_tokens
+        return [
+            *(f"recipe.{key}={value!r}" for key, value in numbers.items()),
+            f"seq_len.warmup_tokens={'null' if warmup_tokens is None else warmup_tokens}",
+            f"checkpoint.branch_at={list(checkpoint.branch_at)}",
+            f"checkpoint.branch_from={checkpoint.branch_from or 'null'}",
         ]
 
 
@@ -137,18 +158,40 @@ def plan_sweep(base: TrainConfig, sweep: SweepConfig, *, unique_tokens: int | No
                         config, vocab_size=config.data.vocab_size, unique_tokens=unique_tokens
                     )
                 except PlanError as error:
-                    refused.append(
-                        Refused(
-                            d_model=shape.d_model,
-                            n_layers=shape.n_layers,
-                            budget=flops,
-                            seed=seed,
-                            reason=str(error),
-                        )
-                    )
+                    refused.append(_refused(config, error))
                     continue
                 cells.append(Cell(config=config, plan=plan))
+    if sweep.branching:
+        cells, more = _with_trunks(cells, unique_tokens)
+        refused += more
     return Grid(cells=tuple(cells), refused=tuple(refused))
+
+
+def _with_trunks(
+    cells: Sequence[Cell], unique_tokens: int | None
+) -> tuple[list[Cell], list[Refused]]:
+    """Let the cells of each shape and seed share a trunk, and name those that cannot."""
+    families: dict[tuple[ModelConfig, int], list[Cell]] = {}
+    for cell in cells:
+        families.setdefault((cell.config.model, cell.config.seed), []).append(cell)
+    shared: list[Cell] = []
+    refused: list[Refused] = []
+    for members in families.values():
+        runs = [(cell.config, cell.plan) for cell in members]
+        found, without = share_trunk(runs, unique_tokens=unique_tokens)
+        shared += [Cell(config=config, plan=plan) for config, plan in found]
+        refused += [_refused(config, error) for config, error in without]
+    return shared, refused
+
+
+def _refused(config: TrainConfig, error: PlanError) -> Refused:
+    return Refused(
+        d_model=config.model.d_model,
+        n_layers=config.model.n_layers,
+        budget=config.budget.flops or 0.0,
+        seed=config.seed,
+        reason=str(error),
+    )
 
 
 def _spread(centre: float, reach: float, count: int) -> list[float]:

@@ -22,6 +22,7 @@ SWEEP = {
     "optimum_params": 2e4,
     "optimum_exponent": 0.5,
     "seeds": [0, 1],
+    "branching": False,
 }
 RULE = {
     "recipe.name": "demo",
