@@ -109,6 +109,12 @@ def main(overrides: list[str]) -> None:
     )
     for line in lines:
         console.print(line, markup=False)
+    spent = sum(cell.spent for cell in grid.cells)
+    if spent < total:
+        console.print(
+            f"trunks and branches: {spent:.4g} FLOPs are spent, {1 - spent / total:.1%} less than "
+            "the cells one by one"
+        )
     notes = {
         note
         for cell in grid.cells

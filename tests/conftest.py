@@ -71,6 +71,7 @@ RAW: dict[str, Any] = {
         "pacing": "none",
         "start": 8,
         "warmup_fraction": 0.25,
+        "warmup_tokens": None,
         "root": 2.0,
         "multiple_of": 8,
     },
@@ -103,7 +104,13 @@ RAW: dict[str, Any] = {
         "parallel": "none",
         "memory_gb": None,
     },
-    "checkpoint": {"every_s": 3600.0, "every_steps": None, "keep": 2},
+    "checkpoint": {
+        "every_s": 3600.0,
+        "every_steps": None,
+        "keep": 2,
+        "branch_at": [],
+        "branch_from": None,
+    },
     "tracking": {
         "wandb": "disabled",
         "project": "llmtrain",

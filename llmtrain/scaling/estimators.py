@@ -269,5 +269,5 @@ def flops_of_curve(runs: Runs) -> Array:
 def _units(config: AnalyzeConfig, runs: Runs) -> Array:
     """Return a label per row: what a draw keeps together."""
     columns = {"model": runs.params, "budget": runs.budget}
-    _, labels = np.unique(columns.get(config.unit, runs.run_id), return_inverse=True)
+    _, labels = np.unique(columns.get(config.unit, runs.lineage), return_inverse=True)
     return np.asarray(labels, dtype=np.float64)

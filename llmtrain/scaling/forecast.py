@@ -148,7 +148,7 @@ def _surface_forecast(
             note=str(error),
         )
     cost = fit_cost(rest.params, rest.tokens, rest.flops)
-    draws = bootstrap_parametric(fit, *columns, draw_weights(rest.run_id, n_draws, seed))
+    draws = bootstrap_parametric(fit, *columns, draw_weights(rest.lineage, n_draws, seed))
     redrawn = np.array([float(cost.loss_opt(law, target)) for law in draws.laws()])
     loss = float(cost.loss_opt(fit.law, target))
     errors = fit.law.loss(held.params, held.tokens) / held.loss - 1.0

@@ -116,6 +116,13 @@ class Runs:
         )
 
     @property
+    def lineage(self) -> Labels:
+        """What a row was trained as: its run id, or the trunk's where runs share one."""
+        if not self.records:
+            return self.run_id
+        return np.array([record.trunk or record.run_id for record in self.records], dtype=np.str_)
+
+    @property
     def flops_ratio(self) -> Array:
         """FLOPs over 6 * params * tokens, row by row."""
         return self.flops / (FLOPS_PER_PARAM_TOKEN * self.params * self.tokens)

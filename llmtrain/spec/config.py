@@ -205,6 +205,8 @@ class SeqLenConfig:
     """Length of the first stage in tokens."""
     warmup_fraction: float
     """Share of the run's tokens spent below the full length."""
+    warmup_tokens: int | None
+    """Tokens spent below the full length, in place of warmup_fraction; null follows that."""
     root: float
     """root pacing: exponent 1/root of the progress."""
     multiple_of: int
@@ -215,6 +217,8 @@ class SeqLenConfig:
         for field in ("seq_len", "start", "root", "multiple_of"):
             check_positive(f"seq_len.{field}", getattr(self, field))
         check_between("seq_len.warmup_fraction", self.warmup_fraction, 0.0, 0.9)
+        if self.warmup_tokens is not None:
+            check_positive("seq_len.warmup_tokens", self.warmup_tokens)
         check(
             self.seq_len % self.multiple_of == 0 and self.start % self.multiple_of == 0,
             f"seq_len.seq_len={self.seq_len} and seq_len.start={self.start} must be multiples of "

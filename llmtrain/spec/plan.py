@@ -9,7 +9,7 @@ from llmtrain.spec.errors import PlanError
 from llmtrain.spec.flops import CONVENTIONS, flops_per_token, param_groups
 from llmtrain.spec.memory import refuse_memory
 from llmtrain.spec.recipe import Hyperparameters, cell_of, hyperparameters
-from llmtrain.spec.schedule import Stage, stages
+from llmtrain.spec.schedule import Stage, mean_cost, settled_stages, stages
 from llmtrain.spec.settings import TrainConfig
 
 GOOD_ERROR = 5e-4  # a batch this close to the budget is taken without looking further
@@ -88,6 +88,8 @@ def run_identity(config: TrainConfig) -> dict[str, object]:
     keep = ("model", "optimizer", "schedule", "seq_len", "recipe", "seed")
     data = {k: v for k, v in full["data"].items() if k not in ("root", "max_epochs")}
     budget = {k: full["budget"][k] for k in ("flops", "n_tokens", "convention")}
+    if config.seq_len.warmup_tokens is None:  # a younger key: runs without it keep their names
+        del full["seq_len"]["warmup_tokens"]
     return {
         **{key: full[key] for key in keep},
         "data": data,
@@ -117,10 +119,10 @@ def plan_run(config: TrainConfig, *, vocab_size: int, unique_tokens: int | None)
     """
     model, seq = config.model, config.seq_len
     groups = param_groups(model, vocab_size=vocab_size, seq_len=seq.seq_len)
-    shape_stages = stages(seq)
-    rates = [_rates(config, stage, vocab_size) for stage in shape_stages]
+    rates = [_rates(config, stage, vocab_size) for stage in stages(seq)]
     target, costs = _target(config, rates)
-    n_tokens = target / _mean_cost(shape_stages, costs)
+    shape_stages = settled_stages(seq, costs, target)
+    n_tokens = target / mean_cost(shape_stages, costs)
     cell = cell_of(
         d_model=model.d_model,
         n_layers=model.n_layers,
@@ -191,14 +193,6 @@ def _target(
     if config.budget.flops is not None:
         return config.budget.flops, [rate[config.budget.convention] for rate in rates]
     return float(config.budget.n_tokens or 0.0), [1.0] * len(rates)
-
-
-def _mean_cost(shape_stages: tuple[Stage, ...], costs: list[float]) -> float:
-    begin, total = 0.0, 0.0
-    for stage, cost in zip(shape_stages, costs, strict=True):
-        total += (stage.until - begin) * cost
-        begin = stage.until
-    return total
 
 
 def _row_choices(wanted: float, exact: bool) -> list[int]:

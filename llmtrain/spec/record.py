@@ -9,7 +9,7 @@ from typing import Any
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import LlmtrainError, MismatchError
 
-SCHEMA = 1
+SCHEMA = 2
 RECORD_FILE = "record.json"
 
 
@@ -53,7 +53,11 @@ class RunRecord:
     flops_budget: float | None
     """The budget asked for; null where tokens were asked for."""
     flops: dict[str, float]
-    """Training FLOPs executed, by convention."""
+    """Training FLOPs of the whole run, by convention; a branch's prefix counts in full."""
+    flops_spent: float
+    """FLOPs this run executed itself, under flops_convention: of a branch, its cooldown."""
+    trunk: str | None
+    """Run id of the trunk that this run is, or started from: runs of one trunk are correlated."""
     seed: int
     recipe: str
     peak_lr: float
@@ -104,6 +108,8 @@ def write_record(directory: Path, record: RunRecord) -> None:
 
 def parse_record(raw: Any) -> RunRecord:
     """Build a record from JSON. Raises MismatchError for another schema or for missing fields."""
+    if isinstance(raw, dict) and raw.get("schema") == 1:  # before there were trunks
+        raw = {**raw, "schema": SCHEMA, "trunk": None, "flops_spent": _own_flops(raw)}
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
         found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
         raise MismatchError(f"record has schema {found!r}, this version reads {SCHEMA}")
@@ -111,6 +117,13 @@ def parse_record(raw: Any) -> RunRecord:
         return build(RunRecord, {"lr_multiplier": None} | raw)
     except LlmtrainError as error:
         raise MismatchError(f"record is damaged: {error}") from error
+
+
+def _own_flops(raw: dict[str, Any]) -> object:
+    try:
+        return raw["flops"][raw["flops_convention"]]
+    except (KeyError, TypeError):
+        return None  # refused with the rest of the damage
 
 
 def read_record(directory: Path) -> RunRecord | None:

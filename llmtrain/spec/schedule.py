@@ -1,10 +1,11 @@
 """Learning rate and sequence length as data plus pure functions of progress in tokens."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from llmtrain.spec.config import ScheduleConfig, SeqLenConfig
-from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.errors import ConfigError, PlanError
 
 MAX_STAGES = 6  # each length is compiled once; more would fall back to eager (docs/decisions.md)
 
@@ -35,11 +36,16 @@ def lr_factor_at(
 
 
 def _cooldown(tokens: float, schedule: ScheduleConfig, n_tokens: float) -> float:
-    start = n_tokens * (1.0 - schedule.cooldown_fraction)
+    start = cooldown_start(schedule, n_tokens)
     if tokens <= start:
         return 1.0
     progress = min(1.0, (tokens - start) / (n_tokens - start))
     return 1.0 - (math.sqrt(progress) if schedule.cooldown_shape == "sqrt" else progress)
+
+
+def cooldown_start(schedule: ScheduleConfig, n_tokens: float) -> float:
+    """Return the tokens after which a wsd run of `n_tokens` cools down."""
+    return n_tokens * (1.0 - schedule.cooldown_fraction)
 
 
 def is_annealed(schedule: ScheduleConfig) -> bool:
@@ -65,7 +71,8 @@ def stages(config: SeqLenConfig) -> tuple[Stage, ...]:
     2021, arXiv 2108.06084), `discrete` gives each length the same share.
     Raises ConfigError where the lengths do not divide the full length or are too many.
     """
-    if config.pacing == "none" or config.start == config.seq_len or config.warmup_fraction == 0:
+    no_warmup = config.warmup_fraction == 0 and config.warmup_tokens is None
+    if config.pacing == "none" or config.start == config.seq_len or no_warmup:
         return (Stage(until=1.0, length=config.seq_len),)
     lengths = [config.start]
     while lengths[-1] * 2 <= config.seq_len:
@@ -85,6 +92,36 @@ def stages(config: SeqLenConfig) -> tuple[Stage, ...]:
         Stage(until=until, length=length)
         for until, length in zip([*edges, 1.0], lengths, strict=True)
     )
+
+
+def settled_stages(
+    config: SeqLenConfig, costs: Sequence[float], target: float
+) -> tuple[Stage, ...]:
+    """Return the stages of a run that spends `target`, at `costs` per token of each stage.
+
+    `warmup_tokens`, where given, becomes the fraction of the run's tokens that it is. Raises
+    PlanError where it is more than nine tenths of them.
+    """
+    if config.warmup_tokens is None or len(costs) == 1:
+        return stages(config)
+    half = stages(replace(config, warmup_fraction=0.5))
+    saved = 2.0 * (costs[-1] - mean_cost(half, costs))  # per token of the warmup
+    n_tokens = (target + config.warmup_tokens * saved) / costs[-1]
+    if config.warmup_tokens > 0.9 * n_tokens:
+        raise PlanError(
+            f"seq_len.warmup_tokens={config.warmup_tokens} is more than 0.9 of the run's "
+            f"{n_tokens:.0f} tokens; lower it or raise the budget"
+        )
+    return stages(replace(config, warmup_fraction=config.warmup_tokens / n_tokens))
+
+
+def mean_cost(shape_stages: Sequence[Stage], costs: Sequence[float]) -> float:
+    """Return the cost of a token, averaged over the stages."""
+    begin, total = 0.0, 0.0
+    for stage, cost in zip(shape_stages, costs, strict=True):
+        total += (stage.until - begin) * cost
+        begin = stage.until
+    return total
 
 
 def _reached(config: SeqLenConfig, lengths: list[int], index: int) -> float:

@@ -79,9 +79,21 @@ class CheckpointConfig:
     """Steps between saves, besides every_s; null leaves it to the clock."""
     keep: int
     """Newest checkpoints that are kept."""
+    branch_at: tuple[int, ...]
+    """Steps whose state is kept for branches, besides; a sweep with branching sets it."""
+    branch_from: str | None
+    """Run id, in the same family, of the trunk this run starts from; null trains all of it."""
 
     def __post_init__(self) -> None:
-        """Refuse to keep nothing."""
+        """Refuse to keep nothing, and a branch of a branch."""
+        check(
+            not self.branch_at or self.branch_from is None,
+            "checkpoint: a run is a trunk (branch_at) or a branch (branch_from), not both",
+        )
+        for step in self.branch_at:
+            check_positive("checkpoint.branch_at", step)
+        if self.branch_from is not None:
+            check_name("checkpoint.branch_from", self.branch_from)
         check_positive("checkpoint.every_s", self.every_s)
         check_between("checkpoint.keep", self.keep, 1, 1000)
         if self.every_steps is not None:
@@ -151,6 +163,9 @@ class SweepConfig:
     """mode=adaptive."""
     bracket: BracketConfig
     """mode=lr_bracket."""
+    branching: bool
+    """Cells of one shape and seed share a constant-rate trunk and cool down from it at each budget;
+    needs schedule=wsd."""
 
     def __post_init__(self) -> None:
         """Refuse empty, repeated or impossible lists."""
@@ -185,6 +200,11 @@ class SweepConfig:
 
     def _check_mode(self) -> None:
         """Refuse a mode whose own settings do not fit the sweep's."""
+        check(
+            not self.branching or self.mode == "fixed",
+            f"sweep.branching shares one rate among cells known beforehand; sweep.mode={self.mode} "
+            "does not have them: use sweep.mode=fixed",
+        )
         if self.mode == "adaptive":
             check(
                 len(self.budgets) >= 3,
@@ -245,6 +265,17 @@ class TrainConfig:
             f"evaluation.n_tokens={self.evaluation.n_tokens} must hold two rows of "
             f"seq_len.seq_len={self.seq_len.seq_len}: one row has no standard error",
         )
+        if self.checkpoint.branch_at or self.checkpoint.branch_from is not None:
+            check_branching("checkpoint.branch_at or branch_from", self.schedule)
+
+
+def check_branching(field: str, schedule: ScheduleConfig) -> None:
+    """Refuse a schedule without a constant rate, or whose cooldown is within the reported tail."""
+    check(
+        schedule.name == "wsd" and 0.05 <= schedule.cooldown_fraction <= 0.5,
+        f"{field}: schedule.name={schedule.name} with schedule.cooldown_fraction="
+        f"{schedule.cooldown_fraction:g} has no trunk to share; use schedule=wsd with 0.05 to 0.5",
+    )
 
 
 def build_run(raw: Mapping[str, object]) -> tuple[TrainConfig, SweepConfig | None]:
@@ -255,4 +286,7 @@ def build_run(raw: Mapping[str, object]) -> tuple[TrainConfig, SweepConfig | Non
     rest = dict(raw)
     sweep = rest.pop("sweep", None)
     config = build(TrainConfig, rest)
-    return config, None if sweep is None else build(SweepConfig, sweep, "sweep")
+    family = None if sweep is None else build(SweepConfig, sweep, "sweep")
+    if family is not None and family.branching:
+        check_branching("sweep.branching", config.schedule)
+    return config, family

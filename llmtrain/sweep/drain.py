@@ -23,7 +23,7 @@ from llmtrain.spec.rundir import (
 )
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.sweep.launcher import SweepWatcher, cell_job
-from llmtrain.sweep.ledger import is_done
+from llmtrain.sweep.ledger import is_done, release_branches
 from llmtrain.sweep.pool import Job, Outcome, Report, Slot, Work, run_jobs
 
 # What schedulers send before they take a machine away: submitit asks SLURM for USR2, other sites
@@ -89,6 +89,7 @@ def drain(
         raise InterruptedRunError("stopped by two signals; start it again to go on") from None
     finally:
         watcher.closed()
+    release_branches(configs)
     return list(recorder.ended_here.values())
 
 
@@ -133,7 +134,16 @@ def _open_cells(jobs: dict[Path, Job], recorder: _Recorder) -> list[Job]:
         and not is_done(path)
         and read_state(path)[0] != "failed"
         and not is_held(path)
+        and not _waits_for_another(path, job)
     ]
+
+
+def _waits_for_another(path: Path, job: Job) -> bool:
+    """Return whether another process is at the trunk that a branch starts from."""
+    if job.after is None or job.ready is None or job.ready():
+        return False
+    trunk = path.with_name(job.after)
+    return is_held(trunk) and not is_done(trunk)
 
 
 def _was_stopped(outcome: Outcome) -> bool:

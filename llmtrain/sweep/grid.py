@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmtrain.spec.branching import share_trunk, spent_flops, trunk_id
 from llmtrain.spec.config import ModelConfig
 from llmtrain.spec.errors import ConfigError, PlanError
 from llmtrain.spec.flops import param_groups
@@ -25,9 +26,15 @@ class Cell:
         """Name of the run, and of its folder."""
         return run_id(self.config)
 
+    @property
+    def spent(self) -> float:
+        """FLOPs that this run executes itself: of a branch, its cooldown."""
+        return spent_flops(self.config, self.plan)
+
     def overrides(self) -> list[str]:
         """Return what makes this cell out of the sweep's base configuration, for Hydra."""
         model, budget = self.config.model, self.config.budget
+        shared = [] if trunk_id(self.config) is None else self._shared_overrides()
         return [
             f"model.d_model={model.d_model}",
             f"model.n_layers={model.n_layers}",
@@ -36,6 +43,19 @@ class Cell:
             f"recipe.lr_multiplier={self.config.recipe.lr_multiplier!r}",
             f"seed={self.config.seed}",
             f"name={self.config.name}",
+            *shared,
+        ]
+
+    def _shared_overrides(self) -> list[str]:
+        """Return what a cell of a trunk has besides: its recipe's numbers, and where it begins."""
+        checkpoint, numbers = self.config.checkpoint, dataclasses.asdict(self.config.recipe)
+        del numbers["name"], numbers["lr_multiplier"]
+        warmup_tokens = self.config.seq_len.warmup_tokens
+        return [
+            *(f"recipe.{key}={value!r}" for key, value in numbers.items()),
+            f"seq_len.warmup_tokens={'null' if warmup_tokens is None else warmup_tokens}",
+            f"checkpoint.branch_at={list(checkpoint.branch_at)}",
+            f"checkpoint.branch_from={checkpoint.branch_from or 'null'}",
         ]
 
 
@@ -142,7 +162,8 @@ def plan_sweep(base: TrainConfig, sweep: SweepConfig, *, unique_tokens: int | No
             for seed in sweep.seeds
             for factor in factors[shape]
         ]
-    return as_grid(found)
+    grid = as_grid(found)
+    return _with_trunks(grid, unique_tokens) if sweep.branching else grid
 
 
 def as_grid(found: Sequence[Cell | Refused]) -> Grid:
@@ -178,13 +199,7 @@ def plan_cell(
         plan = plan_run(config, vocab_size=config.data.vocab_size, unique_tokens=unique_tokens)
         _refuse_rate(sweep, plan.hyper.peak_lr)
     except PlanError as error:
-        return Refused(
-            d_model=shape.d_model,
-            n_layers=shape.n_layers,
-            budget=flops,
-            seed=seed,
-            reason=str(error),
-        )
+        return _refused(config, error)
     return Cell(config=config, plan=plan)
 
 
@@ -214,6 +229,31 @@ def _bracketed(
         picked.append(min(free, key=lambda shape: distance(shape, target)))
         free.remove(picked[-1])
     return dict.fromkeys(picked, tuple(sorted(sweep.bracket.factors)))
+
+
+def _with_trunks(grid: Grid, unique_tokens: int | None) -> Grid:
+    """Let the cells of each shape and seed share a trunk, and name those that cannot."""
+    families: dict[tuple[ModelConfig, int], list[Cell]] = {}
+    for cell in grid.cells:
+        families.setdefault((cell.config.model, cell.config.seed), []).append(cell)
+    shared: list[Cell] = []
+    refused = list(grid.refused)
+    for members in families.values():
+        runs = [(cell.config, cell.plan) for cell in members]
+        found, without = share_trunk(runs, unique_tokens=unique_tokens)
+        shared += [Cell(config=config, plan=plan) for config, plan in found]
+        refused += [_refused(config, error) for config, error in without]
+    return Grid(cells=tuple(shared), refused=tuple(refused))
+
+
+def _refused(config: TrainConfig, error: PlanError) -> Refused:
+    return Refused(
+        d_model=config.model.d_model,
+        n_layers=config.model.n_layers,
+        budget=config.budget.flops or 0.0,
+        seed=config.seed,
+        reason=str(error),
+    )
 
 
 def _spread(centre: float, reach: float, count: int) -> list[float]:

@@ -10,13 +10,14 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from llmtrain.spec.branching import branch_checkpoint
 from llmtrain.spec.check import check
 from llmtrain.spec.errors import LlmtrainError
 from llmtrain.spec.placement import placement
-from llmtrain.spec.plan import run_id
+from llmtrain.spec.plan import plan_run, run_id
 from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.settings import TrainConfig, build_run
-from llmtrain.sweep.ledger import is_done
+from llmtrain.sweep.ledger import is_done, release_branches
 from llmtrain.sweep.pool import Job, Outcome, Watcher, Work, make_slots, run_jobs
 
 
@@ -113,16 +114,24 @@ class PoolLauncher(CellLauncher):
             outcomes = run_jobs(list(to_do.values()), HANDS.work, slots, watcher)
         finally:
             watcher.closed()
+        release_branches(configs)
         by_path = dict(zip(to_do, outcomes, strict=True))
         return [by_path.get(run_directory(config)) for config in configs]
 
 
 def cell_job(config: TrainConfig) -> Job:
-    """Return the job that trains one cell."""
-    return Job(
-        name=run_id(config),
-        payload={"config": dataclasses.asdict(config)},
-        cost=config.budget.flops or config.budget.n_tokens or 0.0,
+    """Return the job that trains one cell; a branch's waits for the state that its trunk keeps."""
+    cost = config.budget.flops or config.budget.n_tokens or 0.0
+    job = Job(name=run_id(config), payload={"config": dataclasses.asdict(config)}, cost=cost)
+    trunk = config.checkpoint.branch_from
+    if trunk is None:
+        return job
+    plan = plan_run(config, vocab_size=config.data.vocab_size, unique_tokens=None)
+    return dataclasses.replace(
+        job,
+        cost=cost * config.schedule.cooldown_fraction,
+        after=trunk,
+        ready=branch_checkpoint(config, plan).is_dir,
     )
 
 

@@ -1,12 +1,16 @@
 """The state of a sweep on disk: its plan, and how far each cell is. No clock decides anything."""
 
 import json
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmtrain.spec.branching import FOLDER, trunk_id
 from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.record import RECORD_FILE, read_record
-from llmtrain.spec.rundir import is_held, read_state, write_json
+from llmtrain.spec.rundir import is_held, read_state, run_directory, write_json
+from llmtrain.spec.settings import TrainConfig
 from llmtrain.sweep.grid import Grid
 
 PLAN_FILE = "sweep.json"
@@ -36,17 +40,36 @@ def write_sweep(directory: Path, grid: Grid) -> None:
             "seed": cell.config.seed,
             "n_params": cell.plan.params["no_input_embedding"],
             "n_tokens": cell.plan.n_tokens,
+            "flops": cell.plan.flops[cell.config.budget.convention],
+            "flops_spent": cell.spent,
+            "trunk": trunk_id(cell.config),
         }
     refused = [
         {"shape": f"w{r.d_model}d{r.n_layers}", "budget": r.budget, "reason": r.reason}
         for r in grid.refused
     ]
-    write_json(path, {"cells": known, "refused": refused})
+    totals = {
+        key: sum(cell.get(key, 0.0) for cell in known.values()) for key in ("flops", "flops_spent")
+    }
+    write_json(path, {"cells": known, "refused": refused, **totals})
 
 
 def is_done(directory: Path) -> bool:
     """Return whether a run's directory holds its record."""
     return (directory / RECORD_FILE).is_file()
+
+
+def release_branches(configs: Sequence[TrainConfig]) -> None:
+    """Remove the states kept by every trunk whose branches among `configs` are all done."""
+    needless: dict[Path, bool] = {}
+    for config in configs:
+        if config.checkpoint.branch_from is None:
+            continue
+        own = run_directory(config)
+        folder = own.parent / str(config.checkpoint.branch_from) / FOLDER
+        needless[folder] = needless.get(folder, True) and is_done(own)
+    for folder in (path for path, unused in needless.items() if unused):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_sweep(directory: Path) -> list[CellStatus]:

@@ -35,6 +35,10 @@ class Job:
     payload: dict[str, Any]
     cost: float
     """Any measure of its length; the longest job starts first."""
+    after: str | None = None
+    """Name of a job of the same pool to wait for, until it has ended or `ready` says so."""
+    ready: Callable[[], bool] | None = None
+    """Whether what the job needs of the one it waits for is there already."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,26 +96,25 @@ def run_jobs(
 ) -> list[Outcome]:
     """Run all jobs, longest first, and return their outcomes in the order of `jobs`.
 
-    A job that raises, or kills its worker, is an outcome with an error; the others go on. A signal
-    (SIGINT, SIGTERM) is passed to the workers, which save; then InterruptedRunError is raised.
+    Jobs that wait for another one come last, and fail with it unless they are ready. A job that
+    raises, or kills its worker, is an outcome with an error; the others go on. A signal (SIGINT,
+    SIGTERM) is passed to the workers, which save; then InterruptedRunError is raised.
     """
-    queue = sorted(jobs, key=lambda job: job.cost, reverse=True)
+    queue = sorted(jobs, key=lambda job: (job.after is not None, -job.cost))
     outcomes: dict[str, Outcome] = {}
     workers = [_Worker(slot, work) for slot in slots[: len(jobs)]]
     try:
         with _signals_interrupt():
-            for worker in workers:
-                if queue:
-                    worker.give(queue.pop(0), watcher)
+            _hand_out(queue, workers, watcher)
             while busy := [worker for worker in workers if worker.job is not None]:
                 for worker in _ready(busy):
                     outcome = worker.receive(watcher)
                     if outcome is None:
                         continue
-                    outcomes[outcome.job.name] = outcome
-                    watcher.ended(outcome)
-                    if queue:
-                        worker.give(queue.pop(0), watcher)
+                    for ended in (outcome, *_fail_with(outcome, queue)):
+                        outcomes[ended.job.name] = ended
+                        watcher.ended(ended)
+                _hand_out(queue, workers, watcher)
     except KeyboardInterrupt:
         _stop(workers)
         done = sum(outcome.error is None for outcome in outcomes.values())
@@ -122,6 +125,32 @@ def run_jobs(
         for worker in workers:
             worker.close()
     return [outcomes[job.name] for job in jobs]
+
+
+def _hand_out(queue: list[Job], workers: Sequence["_Worker"], watcher: Watcher) -> None:
+    """Give every idle worker the first job that can start."""
+    for worker in workers:
+        open_jobs = {job.name for job in queue}
+        open_jobs |= {other.job.name for other in workers if other.job is not None}
+        can_start = (job for job in queue if job.after not in open_jobs or _is_ready(job))
+        if worker.job is None and (job := next(can_start, None)) is not None:
+            queue.remove(job)
+            worker.give(job, watcher)
+
+
+def _fail_with(outcome: Outcome, queue: list[Job]) -> list[Outcome]:
+    """Take the jobs that waited in vain for one that failed out of the queue, as failed."""
+    if outcome.error is None:
+        return []
+    lost = [job for job in queue if job.after == outcome.job.name and not _is_ready(job)]
+    for job in lost:
+        queue.remove(job)
+    error = f"{outcome.job.name}, which it starts from, failed: {outcome.error}"
+    return [Outcome(job=job, result=None, error=error, exit_code=outcome.exit_code) for job in lost]
+
+
+def _is_ready(job: Job) -> bool:
+    return job.ready is not None and job.ready()
 
 
 class _Worker:

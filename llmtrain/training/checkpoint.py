@@ -10,20 +10,21 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llmtrain.spec.errors import CheckpointError
+from llmtrain.spec.errors import CheckpointError, MismatchError
 
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
+FOREIGN = "belongs to run"
 
 
 def save_checkpoint(
-    folder: Path, *, run_id: str, step: int, state: dict[str, Any], keep: int
+    folder: Path, *, run_id: str, step: int, state: dict[str, Any], keep: int | None
 ) -> Path:
     """Write `state` (nested dicts and lists of tensors and JSON values) as `folder`/step-N.
 
     Built aside, synced, renamed, read back and checked; only then are older ones removed, down to
-    `keep`. Nothing is pickled.
+    `keep`; None keeps all. Nothing is pickled.
     """
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".tmp-{step:09d}-{os.getpid()}"
@@ -61,10 +62,7 @@ def load_checkpoint(folder: Path, *, run_id: str) -> tuple[dict[str, Any] | None
     for path in found:
         problem = _problem(path, run_id)
         if problem is None:
-            tensors = load_file(path / TENSORS)
-            tree = json.loads((path / STATE).read_text(encoding="utf-8"))
-            state: dict[str, Any] = _unpack(tree, tensors)
-            return state, rejected
+            return _read(path), rejected
         rejected.append(f"{path}: {problem}; passed over")
     if rejected:
         raise CheckpointError(
@@ -73,12 +71,37 @@ def load_checkpoint(folder: Path, *, run_id: str) -> tuple[dict[str, Any] | None
     return None, []
 
 
+def read_checkpoint(path: Path, *, run_id: str) -> dict[str, Any]:
+    """Return the state in one checkpoint.
+
+    Raises MismatchError for another owner's, and CheckpointError for a damaged one.
+    """
+    problem = _problem(path, run_id)
+    if problem is None:
+        return _read(path)
+    if problem.startswith(FOREIGN):
+        raise MismatchError(f"{path} {problem}, not to {run_id}; it is not used: remove it")
+    raise CheckpointError(f"{path}: {problem}; remove it")
+
+
+def is_sound(path: Path, *, run_id: str) -> bool:
+    """Return whether a whole checkpoint of this owner is there."""
+    return _problem(path, run_id) is None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    tensors = load_file(path / TENSORS)
+    tree = json.loads((path / STATE).read_text(encoding="utf-8"))
+    state: dict[str, Any] = _unpack(tree, tensors)
+    return state
+
+
 def _problem(path: Path, run_id: str) -> str | None:
     """Return what is wrong with a checkpoint, or None."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["run_id"] != run_id:
-            return f"belongs to run {manifest['run_id']}"
+            return f"{FOREIGN} {manifest['run_id']}"
         if f"step-{manifest['step']:09d}" != path.name:
             return f"holds step {manifest['step']}"
         for name in (TENSORS, STATE):
@@ -89,9 +112,10 @@ def _problem(path: Path, run_id: str) -> str | None:
     return None
 
 
-def _prune(folder: Path, keep: int) -> None:
-    for path in sorted(folder.glob("step-*"), reverse=True)[keep:]:
-        shutil.rmtree(path)
+def _prune(folder: Path, keep: int | None) -> None:
+    if keep is not None:
+        for path in sorted(folder.glob("step-*"), reverse=True)[keep:]:
+            shutil.rmtree(path)
     for path in [*folder.glob(".tmp-*"), *folder.glob(".old-*")]:
         shutil.rmtree(path)
 

@@ -21,7 +21,15 @@ from llmtrain.training.parallel import Team, joined
 from llmtrain.training.sample import SAMPLE_FILE, sample_text
 from llmtrain.training.session import Session
 from llmtrain.training.summary import make_record, metrics_row, wandb_facts, wandb_tags
-from llmtrain.training.tracking import MetricsFile, Mirror, NoMetricsFile, NoMirror, open_mirror
+from llmtrain.training.tracking import (
+    MetricsFile,
+    Mirror,
+    NoMetricsFile,
+    NoMirror,
+    Row,
+    open_mirror,
+)
+from llmtrain.training.trunk import check_branches, keep_state, starting_state
 
 CHECKPOINTS = "checkpoints"
 
@@ -58,6 +66,7 @@ def train(
         vocab_size=corpus.manifest.vocab_size,
         unique_tokens=corpus.manifest.train.n_tokens,
     )
+    check_branches(config, plan)
     directory = rundir.run_directory(config)
     with joined(config.runtime) as team, contextlib.ExitStack() as held:
         team.lead(lambda: held.enter_context(rundir.hold(directory)))
@@ -99,9 +108,16 @@ class _Run:
         if team.leads:
             for line in passed_over:
                 runtime.warn(line)
+        shared = None
         if state is not None:
             self.session.restore(state["session"])
+        elif config.checkpoint.branch_from is not None:
+            shared = starting_state(config, plan, corpus.manifest.data_id)
         self._open_logs(0 if state is None else state["metrics"])
+        if shared is not None:
+            self.session.branch(shared[0])
+            for row in shared[1]:
+                self._log(row)
         self.session.seconds["setup"] += time.perf_counter() - begin
         self.log_every = max(1, plan.n_steps // config.tracking.points)
         self.evaluate_every = max(1, plan.n_steps // config.evaluation.points)
@@ -170,6 +186,8 @@ class _Run:
                 self._log_step()
             if not last and session.step % self.evaluate_every == 0:
                 self._log_evaluation()
+            if session.step in self.config.checkpoint.branch_at:
+                self._keep_for_branches()
             stopped_by, save = self.team.highest(stop.number, self._save_is_due())
             if stopped_by and not last:
                 self._save()
@@ -190,8 +208,7 @@ class _Run:
                 f"{self.log_every} steps before step {session.step}; lower recipe.lr_multiplier"
             )
         row = metrics_row(session, loss)
-        self.metrics.write(row)
-        self.mirror.log(row)
+        self._log(row)
         if self.on_progress is not None:
             self.on_progress(
                 Progress(
@@ -207,10 +224,20 @@ class _Run:
     def _log_evaluation(self) -> Evaluation:
         session = self.session
         result = session.evaluate()
-        row = session.clock() | {"val/loss": result.loss, "val/bpb": result.bpb}
+        self._log(session.clock() | {"val/loss": result.loss, "val/bpb": result.bpb})
+        return result
+
+    def _log(self, row: Row) -> None:
         self.metrics.write(row)
         self.mirror.log(row)
-        return result
+
+    def _keep_for_branches(self) -> None:
+        data_id = self.corpus.manifest.data_id
+        with self.session.timed("save"):
+            state = self.session.state()
+            self.team.lead(
+                lambda: keep_state(self.directory, self.config, self.plan, data_id, state)
+            )
 
     def _save_is_due(self) -> bool:
         every = self.config.checkpoint.every_steps

@@ -37,6 +37,7 @@ class Session:
     ) -> None:
         self.config, self.plan, self.device, self.team = config, plan, device, team
         self.step = 0
+        self.first_step = 0  # where a branch left its trunk
         self.seconds = {"setup": 0.0, "compile": 0.0, "train": 0.0, "evaluate": 0.0, "save": 0.0}
         self.tail_sum, self.tail_steps = 0.0, 0
         self.recent: list[Tensor] = []  # losses since the last row; read together, one sync
@@ -154,6 +155,7 @@ class Session:
             "model": self.team.whole_state(self.model.state_dict()),
             "optimizer": self.team.whole_state(self.optimizer.state_dict()),
             "step": self.step,
+            "first_step": self.first_step,
             "seconds": self.seconds,
             "tail": [self.tail_sum, self.tail_steps],
             "recent": list(self.recent),
@@ -165,9 +167,17 @@ class Session:
         model.load_state_dict(team.parts_of_model(model, state["model"]))
         optimizer.load_state_dict(team.parts_of_optimizer(optimizer, state["optimizer"]))
         self.step = state["step"]
+        self.first_step = state.get("first_step", 0)
         self.seconds.update(state["seconds"])
         self.tail_sum, self.tail_steps = state["tail"]
         self.recent = [loss.to(self.device) for loss in state["recent"]]
+
+    def branch(self, state: dict[str, Any]) -> None:
+        """Start from the `state` of a trunk; the seconds are counted from here."""
+        seconds = dict(self.seconds)
+        self.restore(state)
+        self.first_step = self.step
+        self.seconds.update(seconds)
 
 
 class Stopwatch:

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from llmtrain.corpus.shards import Corpus
+from llmtrain.spec.branching import trunk_id
 from llmtrain.spec.build import config_hash
 from llmtrain.spec.plan import RunPlan, run_id, run_identity
 from llmtrain.spec.record import SCHEMA, RunRecord
@@ -40,6 +41,7 @@ def tokens_per_second(session: Session) -> float:
     All devices of a run count together, here as in the MFU, the memory and the joules.
     """
     tokens, _ = session.plan.done_at(session.step - session.cold_steps)
+    tokens -= session.plan.done_at(session.first_step)[0]
     return tokens / session.seconds["train"] if session.seconds["train"] > 0 else 0.0
 
 
@@ -105,6 +107,8 @@ def make_record(
         flops_convention=config.budget.convention,
         flops_budget=config.budget.flops,
         flops={str(name): value for name, value in plan.flops.items()},
+        flops_spent=plan.done_at(plan.n_steps)[1] - plan.done_at(session.first_step)[1],
+        trunk=trunk_id(config),
         seed=config.seed,
         recipe=config.recipe.name,
         peak_lr=plan.hyper.peak_lr,

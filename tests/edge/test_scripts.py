@@ -71,6 +71,15 @@ def test_a_sweep_trains_what_its_plan_lists(cli, tiny_overrides, tmp_path):
     assert set(json.loads((tmp_path / "runs/mini/sweep.json").read_text())["cells"]) == set(found)
 
 
+def test_the_plan_of_trunks_and_branches_says_what_they_save(cli):
+    plan = cli("plan.py", "sweep=demo_trunk", "data.root=absent", "sweep.seeds=[0]")
+    assert plan.returncode == 0, plan.stderr
+    # Six of the demo's shapes serve several budgets: 0.8 of the smaller ones is saved.
+    saved = 0.8 * (3e10 + (3e10 + 6.5e10) + (3e10 + 1.4e11) + 3 * 3e10)
+    whole = 6 * (3e10 + 6.5e10 + 1.4e11 + 3e11)
+    assert f"{100 * saved / whole:.1f}% less than the cells one by one" in plan.stdout
+
+
 def test_a_failed_cell_is_named_and_the_others_go_on(cli, tiny_overrides, tmp_path):
     done = cli("train.py", "-m", *tiny_overrides, "recipe.lr_multiplier=1,1e30")
     assert done.returncode == 1

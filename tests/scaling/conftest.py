@@ -55,6 +55,8 @@ def planted_record(
         flops_convention="full_attention",
         flops_budget=budget,
         flops={"full_attention": float(n_tokens * per_token)},
+        flops_spent=float(n_tokens * per_token),
+        trunk=None,
         seed=seed,
         recipe="demo",
         peak_lr=1e-2,

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from llmtrain.scaling.binning import assign_budgets, drop_duplicates
+from llmtrain.scaling.bootstrap import draw_weights
 from llmtrain.scaling.load import load_runs
-from llmtrain.spec.errors import ConfigError, FitRefusedError
+from llmtrain.spec.errors import ConfigError, FitRefusedError, MismatchError
+from llmtrain.spec.record import parse_record
 
 HEADER = "params,tokens,loss\n"
 
@@ -157,3 +159,27 @@ def test_constant_rate_runs_leave_where_others_are_annealed(
     )
     assert all("schedule" in item.reason for item in load_runs(root).exclusions)
     assert len(load_runs(root).exclusions) == 8
+
+
+def test_runs_of_one_trunk_are_drawn_together(planted_sweep: Callable[..., Path]) -> None:
+    def change(record):  # type: ignore[no-untyped-def]
+        return dataclasses.replace(record, trunk=f"trunk-w{record.d_model}")
+
+    runs = load_runs(planted_sweep(change=change))
+    weights = draw_weights(runs.lineage, 50, 0)
+    widths = np.unique(runs.d_model)
+    assert len(widths) < len(runs)
+    for width in widths:
+        rows = weights[:, runs.d_model == width]
+        assert (rows == rows[:, :1]).all()
+    assert load_runs(planted_sweep()).lineage.tolist() == load_runs(planted_sweep()).run_id.tolist()
+
+
+def test_a_record_from_before_there_were_trunks_is_read(planted_sweep: Callable[..., Path]) -> None:
+    record = load_runs(planted_sweep()).records[0]
+    raw = dataclasses.asdict(record)
+    del raw["trunk"], raw["flops_spent"]
+    assert parse_record(raw | {"schema": 1}) == record
+    del raw["flops"]
+    with pytest.raises(MismatchError, match="record is damaged: flops: missing key"):
+        parse_record(raw | {"schema": 1})

@@ -25,6 +25,7 @@ def seq_len(**changes):
         "pacing": "linear",
         "start": 16,
         "warmup_fraction": 0.28,
+        "warmup_tokens": None,
         "root": 2.0,
         "multiple_of": 8,
     }

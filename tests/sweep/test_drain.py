@@ -1,5 +1,6 @@
 """Processes that drain one file of cells together, as the tasks of a SLURM array do."""
 
+import dataclasses
 import json
 import os
 import re
@@ -11,10 +12,13 @@ import time
 import pytest
 
 from llmtrain.corpus.shards import open_corpus
+from llmtrain.spec.branching import share_trunk
 from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.plan import plan_run
 from llmtrain.spec.rundir import hold, read_state, run_directory, write_state
 from llmtrain.sweep import slurm
 from llmtrain.sweep.drain import read_cells, reopen, write_cells
+from llmtrain.sweep.ledger import release_branches
 from llmtrain.training.loop import train
 
 LONG = 102_400  # tokens: long enough to be stopped on the way
@@ -138,6 +142,71 @@ def test_a_cell_whose_worker_is_killed_is_failed_and_the_next_one_runs(cell, sta
     assert code == 1, error
     assert read_state(run_directory(killed)) == ("failed", "the worker was killed by SIGKILL")
     assert loss(other) > 0
+
+
+def family(cell):
+    """Return a trunk that can be stopped on the way, and its two branches."""
+    runs = []
+    for n_tokens in (LONG, 30_720, 20_480):
+        changes = {"budget.n_tokens": n_tokens, "schedule.name": "wsd"}
+        config = cell(0, **changes)
+        runs.append((config, plan_run(config, vocab_size=256, unique_tokens=None)))
+    return [config for config, _ in share_trunk(runs, unique_tokens=None)[0]]
+
+
+@pytest.mark.slow
+def test_a_trunk_and_its_branches_survive_a_stop_and_are_shared_by_two_drains(
+    cell, start, tmp_path, tiny_corpus_dir
+):
+    trunk, *branches = family(cell)
+    path = write_cells([*branches, trunk])
+    process = start(path)
+    wait_for(lambda: in_training(trunk))
+    os.killpg(process.pid, signal.SIGTERM)
+    assert finish(process)[0] == 75
+    results = [finish(process) for process in [start(path, 0), start(path, 1)]]
+    output = "".join(out for _, out, _ in results)
+    assert [code for code, _, _ in results] == [0, 0], results
+    assert "FAILED" not in output
+    trained = re.findall(r"^\[\d/\d\] (\S+)  N", output, re.MULTILINE)
+    assert sorted(trained) == sorted(run_directory(c).name for c in (trunk, *branches))
+    assert not (run_directory(trunk) / "branches").exists()  # all branches are done
+    for branch in branches:
+        record = json.loads((run_directory(branch) / "record.json").read_text())
+        assert record["flops_spent"] < 0.25 * record["flops"]["full_attention"]
+    checkpoint = dataclasses.replace(branches[0].checkpoint, branch_from=None)
+    whole = dataclasses.replace(
+        branches[0], checkpoint=checkpoint, runs_root=str(tmp_path / "whole")
+    )
+    assert loss(branches[0]) == train(whole, open_corpus(tiny_corpus_dir)).val_loss
+
+
+def test_a_branch_is_left_to_who_trains_its_trunk_and_fails_with_it(cell, start):
+    trunk, branch, _ = family(cell)
+    path = write_cells([branch])
+    with hold(run_directory(trunk)):
+        code, out, error = finish(start(path))
+    assert code == 0, error
+    assert "0 to train" in out
+    assert read_state(run_directory(branch))[0] == "planned"
+    write_state(run_directory(trunk), "failed", "loss nan")
+    code, _, error = finish(start(path))
+    assert code == 1
+    assert "failed: loss nan" in error
+    assert "failed: loss nan" in read_state(run_directory(branch))[1]
+
+
+def test_the_states_of_a_trunk_stay_until_all_its_branches_are_done(cell):
+    trunk, *branches = family(cell)
+    kept = run_directory(trunk) / "branches"
+    kept.mkdir(parents=True)
+    for branch in branches:
+        release_branches([trunk, *branches])
+        assert kept.is_dir()
+        run_directory(branch).mkdir()
+        (run_directory(branch) / "record.json").touch()
+    release_branches([trunk, *branches])
+    assert not kept.exists()
 
 
 def test_a_held_cell_is_left_to_its_holder(cell, start):

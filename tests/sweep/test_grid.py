@@ -1,4 +1,6 @@
+import dataclasses
 import itertools
+import json
 import math
 
 import pytest
@@ -6,9 +8,10 @@ import pytest
 from llmtrain.scaling.published import published_law
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import ConfigError
-from llmtrain.spec.settings import SweepConfig
+from llmtrain.spec.settings import SweepConfig, build_run
 from llmtrain.sweep.centre import expected_params
 from llmtrain.sweep.grid import choose_shapes, family, plan_sweep
+from llmtrain.sweep.ledger import write_sweep
 
 SWEEP = {
     "name": "family",
@@ -39,6 +42,7 @@ SWEEP = {
         "max_rounds": 20,
     },
     "bracket": {"budgets": [], "factors": [0.5, 1.0, 2.0], "arm": 2.0},
+    "branching": False,
 }
 RULE = {
     "recipe.name": "demo",
@@ -218,8 +222,70 @@ def test_a_ladder_too_short_is_refused(make):
         ({"span": 1.0}, "must be above 1"),
         ({"name": "../x"}, "must match"),
         ({"seeds": []}, "sweep.seeds is empty"),
+        ({"branching": True, "mode": "adaptive"}, "use sweep.mode=fixed"),
     ],
 )
 def test_a_sweep_that_makes_no_sense_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         sweep(**changes)
+
+
+TRUNKS = {
+    "budgets": [4e10, 9e10, 2e11],
+    "sizes_per_budget": 4,
+    "span": 2.25,  # the sizes of two budgets next to each other are one step of the ladder apart
+    "optimum_params": 1e4,
+    "branching": True,
+}
+
+
+def test_cells_of_one_shape_and_seed_share_a_trunk_and_the_saving_is_stored(make, tmp_path):
+    config = make(RULE | {"schedule.name": "wsd", "budget.tolerance": 0.01})
+    plain = plan_sweep(config, sweep(**TRUNKS | {"branching": False}), unique_tokens=None)
+    grid = plan_sweep(config, sweep(**TRUNKS), unique_tokens=None)
+    assert not grid.refused
+
+    def points(cells):
+        return {(c.config.model, c.config.seed, c.config.budget.flops) for c in cells}
+
+    assert points(grid.cells) == points(plain.cells)
+    cells = {cell.run_id: cell for cell in grid.cells}
+    assert len(cells) == len(grid.cells)
+    shared: dict[tuple, list] = {}
+    for cell in grid.cells:
+        shared.setdefault((cell.config.model, cell.config.seed), []).append(cell)
+    assert max(len(members) for members in shared.values()) == 3
+    expected = 0.0
+    for trunk, *branches in shared.values():
+        largest = max(cell.config.budget.flops for cell in (trunk, *branches))
+        assert trunk.config.budget.flops == largest
+        assert trunk.config.checkpoint.branch_from is None
+        assert all(b.config.checkpoint.branch_from == trunk.run_id for b in branches)
+        assert len(trunk.config.checkpoint.branch_at) == len(branches)
+        expected += largest + 0.2 * sum(b.config.budget.flops for b in branches)
+    assert sum(cell.spent for cell in grid.cells) == pytest.approx(expected, rel=0.005)
+    write_sweep(tmp_path, grid)
+    stored = json.loads((tmp_path / "sweep.json").read_text())
+    assert stored["flops_spent"] == pytest.approx(expected, rel=0.005)
+    assert stored["flops"] == pytest.approx(8 * sum(TRUNKS["budgets"]), rel=0.005)
+    assert {c["trunk"] for c in stored["cells"].values()} <= {*cells, None}
+
+
+def test_the_overrides_of_a_branch_make_it_again(make):
+    one = {"budget.n_tokens": None, "budget.flops": 1e11}
+    config = make(RULE | one | {"schedule.name": "wsd", "budget.tolerance": 0.01})
+    cells = plan_sweep(config, sweep(**TRUNKS), unique_tokens=None).cells
+    branch = next(cell for cell in cells if cell.config.checkpoint.branch_from)
+    given = dict(override.split("=", 1) for override in branch.overrides())
+    base = dataclasses.asdict(config)
+    for key, value in given.items():
+        group, _, field = key.rpartition(".")
+        target = base[group] if group else base
+        numeric = value.replace("e", "").strip("-.0123456789") == ""
+        target[field] = json.loads(value) if numeric or value in ("null", "[]") else value
+    assert build_run(base)[0] == branch.config
+
+
+def test_a_sweep_without_a_constant_rate_has_no_trunks(raw):
+    with pytest.raises(ConfigError, match=r"sweep.branching: schedule.name=cosine .* use"):
+        build_run(raw | {"sweep": SWEEP | TRUNKS})

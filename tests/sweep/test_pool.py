@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,10 @@ def work(payload, report):
             os._exit(7)
         case "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
+        case "touch":
+            Path(payload["path"]).touch()
+            report({"share": 0.5})
+            time.sleep(1.0)
         case "wait":
             report({"share": 0.5})
             time.sleep(payload["seconds"])
@@ -34,19 +39,22 @@ def work(payload, report):
     return {"pid": os.getpid(), "calls": len(CALLS), **facts}
 
 
-def job(name, do="return", cost=1.0, **payload):
-    return Job(name=name, payload={"do": do, **payload}, cost=cost)
+def job(name, do="return", cost=1.0, after=None, ready=None, **payload):
+    return Job(name=name, payload={"do": do, **payload}, cost=cost, after=after, ready=ready)
 
 
 class Recorder(Watcher):
     def __init__(self):
-        self.order, self.progress = [], []
+        self.order, self.progress, self.finished = [], [], []
 
     def started(self, job):
         self.order.append(job.name)
 
     def reported(self, job, progress):
         self.progress.append((job.name, progress["share"]))
+
+    def ended(self, outcome):
+        self.finished.append(outcome.job.name)
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +108,27 @@ def test_a_signal_stops_the_workers_and_says_how_far_it_came(number):
         run_jobs(jobs, work, SLOTS[:1], Watcher())
     assert caught.value.exit_code == 75
     assert time.monotonic() - begin < 40
+
+
+def test_a_job_that_waits_starts_when_it_is_ready_and_fails_with_what_it_waits_for(tmp_path):
+    made = tmp_path / "made"
+    jobs = [
+        job("early", cost=9.0, after="trunk", ready=made.is_file),
+        job("late", cost=8.0, after="trunk", ready=lambda: False),
+        job("trunk", do="touch", path=str(made), cost=2.0),
+        job("bad", do="raise", cost=1.0),
+        job("lost", after="bad", ready=lambda: False),
+        job("saved", after="bad", ready=lambda: True),
+        job("free", after="elsewhere", ready=lambda: False, cost=0.1),
+    ]
+    recorder = Recorder()
+    outcomes = run_jobs(jobs, work, SLOTS, recorder)
+    assert recorder.order[:2] == ["trunk", "bad"]  # what others wait for goes first
+    assert recorder.finished.index("early") < recorder.finished.index("trunk")
+    assert recorder.finished.index("late") > recorder.finished.index("trunk")
+    assert {"saved", "free"} <= set(recorder.order)
+    assert "lost" not in recorder.order
+    assert {outcome.job.name: outcome.error for outcome in outcomes if outcome.error} == {
+        "bad": "ValueError: as asked",
+        "lost": "bad, which it starts from, failed: ValueError: as asked",
+    }
