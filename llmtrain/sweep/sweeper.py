@@ -12,14 +12,16 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from llmtrain.corpus.manifest import read_manifest
-from llmtrain.corpus.prepare import prepare
+from llmtrain.corpus.prepare import known_tokens, prepare
 from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.plan import plan_run
-from llmtrain.spec.settings import SweepConfig, TrainConfig, build_run
+from llmtrain.spec.rundir import run_directory
+from llmtrain.spec.settings import SweepConfig, TrainConfig, build_launch, build_run
 from llmtrain.sweep.grid import Cell, Grid, plan_sweep
-from llmtrain.sweep.launcher import CellFailedError, CellLauncher, plain, refuse_teams
-from llmtrain.sweep.ledger import write_sweep
-from llmtrain.sweep.pool import Outcome
+from llmtrain.sweep.launcher import HANDS, CellFailedError, CellLauncher, plain, refuse_teams
+from llmtrain.sweep.ledger import cell_status, facts, reopen, write_sweep
+from llmtrain.sweep.process import Outcome
+from llmtrain.sweep.select import select
 
 
 class IsoflopSweeper(Sweeper):
@@ -42,18 +44,34 @@ class IsoflopSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> object:
         """Run every cell. Raises CellFailedError after all others are done, and ConfigError."""
-        points = [(p, *build_run(self._compose(p))) for p in self._product(arguments)]
-        cells: list[tuple[list[str], Cell]] = []
-        for overrides, base, sweep in points:
+        composed = [(p, self._compose(p)) for p in self._product(arguments)]
+        points = [(p, *build_run(raw), build_launch(raw)) for p, raw in composed]
+        every: list[tuple[list[str], Cell]] = []
+        plans: dict[Path, list[Grid]] = {}
+        for overrides, base, sweep, launch in points:
             refuse_teams(base)
-            grid = plan_point(base, sweep)
-            if sweep is not None:
-                write_sweep(Path(base.runs_root) / sweep.name, grid)
-            cells += [([*overrides, *cell.overrides()], cell) for cell in grid.cells]
+            grid = plan_point(base, sweep, write=not launch.dry_run)
+            name = base.name if sweep is None else sweep.name
+            plans.setdefault(Path(base.runs_root) / name, []).append(grid)
+            every += [([*overrides, *cell.overrides()], cell) for cell in grid.cells]
+        only = [item for *_, launch in points for item in launch.only]
+        chosen = {cell.run_id for cell in select([cell for _, cell in every], only)}
+        cells = [(overrides, cell) for overrides, cell in every if cell.run_id in chosen]
         if not cells:
             raise ConfigError("no cell of this sweep can be trained; scripts/plan.py says why")
+        unique = list({cell.run_id: cell for _, cell in cells}.values())
+        retry = any(launch.retry == "failed" for *_, launch in points)
+        if any(launch.dry_run for *_, launch in points):
+            found = [cell_status(run_directory(cell.config), facts(cell)) for cell in unique]
+            left_out = ("done",) if retry else ("done", "quarantined")
+            to_do = [cell for cell in found if cell.state not in left_out]
+            HANDS.watcher.would_run(to_do, [cell for cell in found if cell.state in left_out])
+            return []
+        for directory, grids in plans.items():
+            write_sweep(directory, grids)
+        if retry:
+            reopen([cell.config for cell in unique], quarantined=True)
         if isinstance(self.runner, CellLauncher):
-            unique = {cell.run_id: cell for _, cell in cells}.values()
             outcomes = self.runner.run_cells([cell.config for cell in unique])
             raise_failures(outcomes)
             return outcomes
@@ -69,19 +87,24 @@ class IsoflopSweeper(Sweeper):
         return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
 
 
-def plan_point(base: TrainConfig, sweep: SweepConfig | None) -> Grid:
+def plan_point(base: TrainConfig, sweep: SweepConfig | None, *, write: bool = True) -> Grid:
     """Return the cells of one configuration: its sweep's grid, or the one run that it is.
 
-    Prepares the corpus where it is absent. Raises PlanError for a single run that cannot be.
+    Prepares the corpus where it is absent, unless it must not `write`. Raises PlanError for a
+    single run that cannot be.
     """
+
+    def tokens() -> int | None:
+        return (
+            read_manifest(prepare(base.data)).train.n_tokens if write else known_tokens(base.data)
+        )
+
     if sweep is not None:
         if not plan_sweep(base, sweep, unique_tokens=None).cells:  # before any file
             return Grid(cells=(), refused=())
-        tokens = read_manifest(prepare(base.data)).train.n_tokens
-        return plan_sweep(base, sweep, unique_tokens=tokens)
+        return plan_sweep(base, sweep, unique_tokens=tokens())
     plan_run(base, vocab_size=base.data.vocab_size, unique_tokens=None)
-    tokens = read_manifest(prepare(base.data)).train.n_tokens
-    plan = plan_run(base, vocab_size=base.data.vocab_size, unique_tokens=tokens)
+    plan = plan_run(base, vocab_size=base.data.vocab_size, unique_tokens=tokens())
     return Grid(cells=(Cell(config=base, plan=plan),), refused=())
 
 

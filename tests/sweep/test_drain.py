@@ -14,7 +14,8 @@ from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.rundir import hold, read_state, run_directory, write_state
 from llmtrain.sweep import slurm
-from llmtrain.sweep.drain import read_cells, reopen, write_cells
+from llmtrain.sweep.drain import read_cells, write_cells
+from llmtrain.sweep.ledger import reopen
 from llmtrain.training.loop import train
 
 LONG = 102_400  # tokens: long enough to be stopped on the way

@@ -18,7 +18,7 @@ def cells(make):
 
 
 def test_every_planned_cell_is_listed_with_its_state(cells, tmp_path):
-    write_sweep(tmp_path, Grid(cells=tuple(cells), refused=()))
+    write_sweep(tmp_path, [Grid(cells=tuple(cells), refused=())])
     planned, running, failed, killed = (tmp_path / cell.run_id for cell in cells)
     for folder in (running, failed, killed):
         folder.mkdir()
@@ -36,8 +36,8 @@ def test_every_planned_cell_is_listed_with_its_state(cells, tmp_path):
 
 
 def test_a_second_plan_adds_cells_and_forgets_none(cells, tmp_path):
-    write_sweep(tmp_path, Grid(cells=tuple(cells[:2]), refused=()))
-    write_sweep(tmp_path, Grid(cells=tuple(cells[1:]), refused=()))
+    write_sweep(tmp_path, [Grid(cells=tuple(cells[:2]), refused=())])
+    write_sweep(tmp_path, [Grid(cells=tuple(cells[1:]), refused=())])
     assert [status.run_id for status in read_sweep(tmp_path)] == [cell.run_id for cell in cells]
     (cell, *_) = json.loads((tmp_path / "sweep.json").read_text())["cells"].values()
     assert cell["n_params"] == cells[0].plan.params["no_input_embedding"]

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from llmtrain.spec.errors import ConfigError, InterruptedRunError
-from llmtrain.sweep.pool import Job, Slot, Watcher, run_jobs
+from llmtrain.sweep.pool import Watcher, run_jobs
+from llmtrain.sweep.process import Job, Slot
 
 SLOTS = [Slot(index=i, cores=(min(os.sched_getaffinity(0)),), gpu=None) for i in range(2)]
 CALLS = []
