@@ -10,7 +10,15 @@ from typing import Any
 
 from llmtrain.spec.errors import ConfigError, RunLockedError
 from llmtrain.spec.record import RECORD_FILE, read_record
-from llmtrain.spec.rundir import hold, is_held, read_state, run_directory, write_json, write_state
+from llmtrain.spec.rundir import (
+    STATE_FILE,
+    hold,
+    is_held,
+    read_state,
+    run_directory,
+    write_json,
+    write_state,
+)
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.sweep.grid import Cell, Grid
 from llmtrain.sweep.process import Outcome
@@ -99,7 +107,8 @@ def read_sweep(directory: Path) -> list[CellStatus]:
     if not directory.is_dir():
         raise ConfigError(f"runs={directory} does not exist; name a folder under runs/")
     planned = _planned(directory)
-    found = sorted(path.parent.name for path in directory.glob("*/config.json"))
+    files = [*directory.glob("*/config.json"), *directory.glob(f"*/{STATE_FILE}")]
+    found = sorted({path.parent.name for path in files})
     return [
         cell_status(directory / name, planned.get(name, {}))
         for name in dict.fromkeys([*planned, *found])
@@ -142,6 +151,8 @@ class TimeLeft:
     seconds_per_flop: float
     n_finished: int
     n_slots: int
+    """Cells at work now, or slots that would be."""
+    at_work: bool
 
 
 def time_left(cells: Sequence[CellStatus], n_slots: int) -> TimeLeft | None:
@@ -164,6 +175,7 @@ def time_left(cells: Sequence[CellStatus], n_slots: int) -> TimeLeft | None:
         seconds_per_flop=rate,
         n_finished=len(finished),
         n_slots=slots,
+        at_work=at_work > 0,
     )
 
 
