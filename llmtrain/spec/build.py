@@ -29,7 +29,7 @@ def build(kind: type[T], raw: object, path: str = "") -> T:
         if key not in fields:
             near = _nearest(str(key), list(fields))
             raise ConfigError(f"{_join(path, str(key))}: unknown key{near}")
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for name in fields:
         if name not in raw:
@@ -47,7 +47,7 @@ def config_hash(value: object) -> str:
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     """Return the field types; reading them anew would be most of the work of building."""
     return typing.get_type_hints(kind)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,7 @@ def cell_overrides(root: Path, seed: int, steps: int) -> list[str]:
     """Return the overrides of a tiny cell of `steps` steps of 1,024 tokens."""
     return [
         "data=local",
-        f"data.paths=[{SOURCE}]",
+        f"data.paths=[{root / 'text'}]",
         "data.name=bench",
         f"data.root={root / 'data'}",
         "data.max_epochs=1e6",
@@ -43,6 +44,7 @@ def cell_overrides(root: Path, seed: int, steps: int) -> list[str]:
         "evaluation.n_tokens=4096",
         "evaluation.sample_tokens=0",
         "budget.flops=null",
+        "budget.min_steps=1",
         f"budget.n_tokens={1024 * steps}",
         "tracking.wandb=disabled",
         f"seed={seed}",
@@ -50,13 +52,16 @@ def cell_overrides(root: Path, seed: int, steps: int) -> list[str]:
 
 
 def time_pool(keys: Mapping[str, int]) -> Seconds:
-    """Return the wall seconds of the cells in a warm pool, and in a process each.
+    """Return the wall and the CPU seconds of the cells in a warm pool, and in a process each.
 
     Both sides take as many cells at once as the machine has slots, and the corpus is prepared
     before. Raises BenchError where a cell fails, or the losses of the two sides differ.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
+        (root / "text").mkdir()
+        for i, path in enumerate(sorted(SOURCE.rglob("*.py"))):
+            (root / "text" / f"{i}.txt").write_bytes(path.read_bytes())
         cells = [cell_overrides(root, seed, keys["steps"]) for seed in range(keys["cells"])]
         sides: dict[str, list[TrainConfig]] = {
             side: [
@@ -67,17 +72,31 @@ def time_pool(keys: Mapping[str, int]) -> Seconds:
         }
         prepare(sides["warm"][0].data)
         slots = make_slots(1)
-        clock = [time.perf_counter()]
-        drain(sides["warm"], work, slots, SweepWatcher())
+        clock, cpu = [time.perf_counter()], [cpu_seconds()]
+        failed = [o.error for o in drain(sides["warm"], work, slots, SweepWatcher()) if o.error]
         clock.append(time.perf_counter())
+        cpu.append(cpu_seconds())
+        if failed:
+            raise BenchError(f"a cell failed: {failed[0]}")
         with ThreadPoolExecutor(len(slots)) as threads:
             commands = [[*cell, f"runs_root={root / 'cold'}"] for cell in cells]
             list(threads.map(train_alone, commands))
         clock.append(time.perf_counter())
+        cpu.append(cpu_seconds())
         if val_losses(sides["warm"]) != val_losses(sides["cold"]):
             raise BenchError("the losses of the two sides differ; compare the records")
-    warm, cold = clock[1] - clock[0], clock[2] - clock[1]
-    return {"warm workers": warm, "a process each": cold}
+    return {
+        "warm workers": clock[1] - clock[0],
+        "a process each": clock[2] - clock[1],
+        "warm workers, CPU": cpu[1] - cpu[0],
+        "a process each, CPU": cpu[2] - cpu[1],
+    }
+
+
+def cpu_seconds() -> float:
+    """Return the CPU seconds of all child processes that have ended: other load is not in them."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def train_alone(overrides: Sequence[str]) -> None:
@@ -104,7 +123,10 @@ def val_losses(configs: Sequence[TrainConfig]) -> list[float]:
 
 def ratio(median: Seconds) -> Facts:
     """Return how many times longer a process each takes."""
-    return {"cold over warm": median["a process each"] / median["warm workers"]}
+    return {
+        "cold over warm": median["a process each"] / median["warm workers"],
+        "cold over warm, CPU": median["a process each, CPU"] / median["warm workers, CPU"],
+    }
 
 
 BENCH = Bench(

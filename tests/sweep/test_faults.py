@@ -174,6 +174,5 @@ def test_sixty_cells_survive_thirty_kills_of_the_driver(cell, start, tmp_path, t
         assert done[run_directory(config).name] >= 100 + 1
     assert finish(start(cells))[:2] == (0, "")
     assert steps_done(cells) == done  # nothing was left to do
-    print(
-        f"{done.total() - 60 * 101} of {done.total()} steps were done again; {struck} kills struck work"
-    )
+    again = done.total() - 60 * 101
+    print(f"{struck} kills struck work; {again} of {done.total()} steps were done again")
