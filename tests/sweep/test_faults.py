@@ -176,3 +176,4 @@ def test_sixty_cells_survive_thirty_kills_of_the_driver(cell, start, tmp_path, t
     assert steps_done(cells) == done  # nothing was left to do
     again = done.total() - 60 * 101
     print(f"{struck} kills struck work; {again} of {done.total()} steps were done again")
+    assert again <= 2 * 101  # all else was saved; a cell may be struck before it can save
