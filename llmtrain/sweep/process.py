@@ -154,7 +154,8 @@ class Worker:
         if code < 0:
             error = f"the worker was killed by {signal.Signals(-code).name}"
         if self.hung_s is not None:
-            error, exit_code = f"no step for {self.hung_s:g} s", HangError.exit_code
+            error = f"no step for hang_seconds={self.hung_s:g}; stack.txt says where it stood"
+            exit_code = HangError.exit_code
         stack = None
         if self.stack_file.is_file():
             stack = self.stack_file.read_text(encoding="utf-8", errors="replace") or None

@@ -13,7 +13,7 @@ from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.sweep.drain import write_cells
 from llmtrain.sweep.launcher import HANDS, CellLauncher, check_hang_limit
-from llmtrain.sweep.ledger import is_done, reopen
+from llmtrain.sweep.ledger import is_done, is_passed_by, reopen
 from llmtrain.sweep.pool import make_slots
 from llmtrain.sweep.process import Outcome, Slot
 
@@ -60,15 +60,19 @@ class SlurmLauncher(CellLauncher):
         self.parameters = {key: value for key, value in wanted.items() if value is not None}
 
     def run_cells(self, configs: Sequence[TrainConfig]) -> list[Outcome | None]:
-        """Submit the cells that have no record yet; nothing of them is known when this returns."""
-        to_do = [config for config in configs if not is_done(run_directory(config))]
+        """Submit the cells that are neither done nor in quarantine.
+
+        Nothing is known of them when this returns.
+        """
+        reopen(configs)
+        folders = {run_directory(config): config for config in configs}
+        to_do = [c for path, c in folders.items() if not (is_done(path) or is_passed_by(path))]
         if not to_do:
-            HANDS.watcher.opened([], len(configs), 0)
+            HANDS.watcher.opened([], sum(map(is_done, folders)), 0)
             HANDS.watcher.closed()
             return [None] * len(configs)
         executor = make_executor(Path(to_do[0].runs_root) / to_do[0].name / LOGS)
         executor.update_parameters(name=to_do[0].name, **self.parameters)
-        reopen(to_do)
         cells = write_cells(to_do)
         command = (
             *HANDS.drain,

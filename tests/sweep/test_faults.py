@@ -121,7 +121,7 @@ def test_five_cells_that_fail_in_five_ways_are_named_and_the_other_55_finish(cel
     assert raised == "ValueError: as asked"
     assert left == "the worker left with code 137"
     assert crashed == "the worker was killed by SIGSEGV"
-    assert hung == "no step for 5 s"
+    assert hung == "no step for hang_seconds=5; stack.txt says where it stood"
     assert "lower recipe.lr_multiplier" in diverged
     assert "in work" in (run_directory(bad[3]) / "stack.txt").read_text()  # where it slept
     assert "string_at" in (run_directory(bad[2]) / "stack.txt").read_text()

@@ -77,7 +77,7 @@ def test_one_failure_does_not_touch_the_others(five):
         "refuse": "refused, as asked",
         "exit": "the worker left with code 7",
         "segfault": "the worker was killed by SIGSEGV",
-        "hang": "no step for 2 s",
+        "hang": "no step for hang_seconds=2; stack.txt says where it stood",
     }
     ways = {outcome.job.name: outcome.way for outcome in outcomes if outcome.error}
     assert ways == {
