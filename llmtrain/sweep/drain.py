@@ -132,8 +132,18 @@ def take(work: Work, payload: dict[str, Any], report: Report) -> dict[str, Any]:
     directory = run_directory(build(TrainConfig, payload["config"]))
     if is_done(directory) or is_passed_by(directory):
         raise TakenError(f"{directory} was finished by another process")
+    signs_of_life = 0
+
+    def counted(progress: dict[str, Any]) -> None:
+        nonlocal signs_of_life
+        signs_of_life += 1
+        report(progress)
+
     with _on_stop_signals(_stop_before_training):  # until the training loop has its own handlers
-        return work(payload, report)
+        result = work(payload, counted)
+    if not signs_of_life:  # the record was there by the time the lock was ours
+        raise TakenError(f"{directory} was finished by another process")
+    return result
 
 
 class _Recorder(SweepWatcher):

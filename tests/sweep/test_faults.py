@@ -78,7 +78,13 @@ def finish(process):
 
 def steps_done(cells):
     log = cells.with_name("steps.log")
-    return Counter(log.read_text().split()) if log.is_file() else Counter()
+    return Counter(log.read_text().split()[::2]) if log.is_file() else Counter()
+
+
+def is_at_work(process, cells):
+    """Return whether a worker of this very driver has made a step."""
+    log = cells.with_name("steps.log")
+    return log.is_file() and f" {process.pid}\n" in log.read_text()
 
 
 def losses(config):
@@ -147,17 +153,16 @@ def test_sixty_cells_survive_thirty_kills_of_the_driver(cell, start, tmp_path, t
     cells = write_cells(configs)
     rng = random.Random(0)
     start_s, written, struck = 3.0, {}, 0
-    for _ in range(30):
-        begin, before = time.monotonic(), steps_done(cells).total()
-        process = start(cells)
-        wait_s = rng.uniform(0.0, 2.0 * start_s)
-        at_work = None
-        while time.monotonic() - begin < wait_s and process.poll() is None:
-            time.sleep(0.02)
-            if at_work is None and steps_done(cells).total() > before:
-                at_work = time.monotonic() - begin
-        struck += at_work is not None and process.poll() is None
-        start_s = at_work or 1.2 * start_s if process.poll() is None else start_s
+    for i in range(30):
+        begin, process = time.monotonic(), start(cells)
+        if i % 2:  # while the driver and its workers start
+            time.sleep(rng.uniform(0.0, start_s))
+        else:  # in the midst of the work
+            while not is_at_work(process, cells) and process.poll() is None:
+                time.sleep(0.02)
+            start_s = time.monotonic() - begin
+            time.sleep(rng.uniform(0.0, 0.5))
+        struck += is_at_work(process, cells) and process.poll() is None
         process.kill()  # the driver alone: its workers have to find out themselves
         now = stamps(configs)
         assert written.items() <= now.items()  # no record is written a second time
