@@ -1,7 +1,7 @@
 """A driver of a sweep whose cells can be told to fail: `python faulty_driver.py CELLS HANG_S`.
 
-Every step of every cell adds the cell's name and the driver's process to steps.log beside the file of
-cells: what was done, counted apart from what the run folders say.
+Every step of every cell adds the cell's name and the driver's process to steps.log beside the file
+of cells: what was done, counted apart from what the run folders say.
 """
 
 import ctypes
