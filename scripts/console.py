@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from llmtrain.spec.record import RunRecord
-from llmtrain.sweep.launcher import SweepWatcher
-from llmtrain.sweep.pool import Job, Outcome
+from llmtrain.sweep.drain import SweepWatcher
+from llmtrain.sweep.ledger import CellStatus
+from llmtrain.sweep.process import Job, Outcome
 
 SAMPLE_FILE = "sample.txt"
 PLAIN_EVERY_S = 10.0  # between lines where there is no terminal
@@ -127,7 +128,7 @@ class SweepConsole(SweepWatcher):
         self.cost = {job.name: job.cost for job in jobs}
         self.share = dict.fromkeys(self.cost, 0.0)
         self.begin = time.monotonic()
-        self.ended_cells, self.failed = 0, 0
+        self.ended_cells, self.failed, self.awaited = 0, 0, 0
         self.console.print(
             f"{len(jobs) + n_done} cells: {n_done} done before, {len(jobs)} to train "
             f"on {min(n_slots, max(1, len(jobs)))} workers"
@@ -136,6 +137,29 @@ class SweepConsole(SweepWatcher):
             self.bars = bars(self.console)
             self.bars.start()
             self.task = self.bars.add_task("sweep", total=sum(self.cost.values()), text="")
+
+    def would_run(self, to_do: Sequence[CellStatus], others: Sequence[CellStatus]) -> None:
+        """Print a dry run."""
+        for cell in [*to_do, *others]:
+            what = "would train" if cell in to_do else cell.state
+            size = f"N {cell.facts['n_params']:,}  D {cell.facts['n_tokens']:,}"
+            self.console.print(f"{what:<11} {cell.run_id}  {size}", markup=False)
+        flops = sum(cell.facts["flops"] - cell.flops_done for cell in to_do)
+        self.console.print(
+            f"{len(to_do) + len(others)} cells: {len(to_do)} to train, {flops:.3g} FLOPs; "
+            "nothing was written"
+        )
+
+    def passed_by(self, job: Job, reason: str | None) -> None:
+        """Print a line for a cell in quarantine."""
+        line = f"{job.name}  PASSED BY: {reason}; retry=failed tries it again"
+        self.console.print(line, markup=False)
+
+    def waiting(self, n_cells: int) -> None:
+        """Say once what is waited for."""
+        if n_cells != self.awaited:
+            self.console.print(f"waiting for {n_cells} cells that other processes are at")
+        self.awaited = n_cells
 
     def submitted(self, job_id: str, n_cells: int, n_tasks: int, directory: Path) -> None:
         """Say where the cells went and how to look after them."""

@@ -4,9 +4,11 @@
 
 The tasks of hydra/launcher=slurm run this; by hand it joins any machine that shares the folder,
 started where the sweep was. Keys: cells (required), per_device=1 (workers per GPU or core),
-max_requeues=0 (how often a task that was stopped asks SLURM to start it again).
+max_requeues=0 (how often a task that was stopped asks SLURM to start it again), hang_seconds (a
+worker whose cell makes no step for so long is killed; left out, it is waited for).
 """
 
+import math
 from pathlib import Path
 
 from console import SweepConsole
@@ -14,6 +16,7 @@ from edge import check_overrides, run_edge
 
 from llmtrain.spec.errors import ConfigError, InterruptedRunError
 from llmtrain.sweep.drain import drain, read_cells
+from llmtrain.sweep.launcher import check_hang_limit
 from llmtrain.sweep.slurm import may_requeue, requeue, task_slots
 from llmtrain.sweep.sweeper import raise_failures
 from llmtrain.training.worker import work
@@ -22,17 +25,25 @@ from llmtrain.training.worker import work
 def main(overrides: list[str]) -> None:
     """Read the cells, train those that nobody else does, and go back to the queue if stopped."""
     check_overrides(overrides)
-    given = {"per_device": "1", "max_requeues": "0"}
+    given = {"per_device": "1", "max_requeues": "0", "hang_seconds": "inf"}
     given |= dict(override.split("=", 1) for override in overrides)
-    if set(given) != {"cells", "per_device", "max_requeues"}:
-        raise ConfigError("drain.py takes cells=FILE, per_device=NUMBER and max_requeues=NUMBER")
+    if set(given) != {"cells", "per_device", "max_requeues", "hang_seconds"}:
+        raise ConfigError(
+            "drain.py takes cells=FILE, per_device=NUMBER, max_requeues=NUMBER and hang_seconds=S"
+        )
     try:
         per_device, max_requeues = int(given["per_device"]), int(given["max_requeues"])
+        hang_s = float(given["hang_seconds"])
     except ValueError as error:
-        raise ConfigError(f"per_device and max_requeues are whole numbers: {error}") from error
+        raise ConfigError(
+            f"per_device and max_requeues are whole numbers, hang_seconds a number: {error}"
+        ) from error
+    limit = None if math.isinf(hang_s) else hang_s
+    check_hang_limit(limit)
     configs = read_cells(Path(given["cells"]))
     try:
-        raise_failures(drain(configs, work, task_slots(per_device), SweepConsole()))
+        slots = task_slots(per_device)
+        raise_failures(drain(configs, work, slots, SweepConsole(), hang_s=limit))
     except InterruptedRunError:
         if may_requeue(max_requeues):
             print("saved; SLURM is asked to start this task again", flush=True)

@@ -13,9 +13,7 @@ from edge import compose, run_edge
 from rich.console import Console
 from rich.table import Table
 
-from llmtrain.corpus.manifest import read_manifest
-from llmtrain.corpus.prepare import corpus_dir
-from llmtrain.spec.config import DataConfig
+from llmtrain.corpus.prepare import known_tokens
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.recipe import outside_range
 from llmtrain.spec.settings import SweepConfig, TrainConfig, build_run
@@ -27,14 +25,6 @@ COLUMNS = (
     "budget", "d_model", "n_layers", "seed", "N", "D", "D/N", "epochs",
     "steps", "batch", "lr", "FLOPs", "off",
 )  # fmt: skip
-
-
-def known_tokens(data: DataConfig) -> int | None:
-    """Return the tokens of the training split where the corpus has been prepared."""
-    directory = corpus_dir(data) if data.source != "hub" else None
-    if directory is None or not directory.is_dir():
-        return None
-    return read_manifest(directory).train.n_tokens
 
 
 def row(cell: Cell) -> list[str]:

@@ -4,6 +4,8 @@
   python scripts/train.py -m model=w32d2,w64d4 budget.flops=1e11,1e12
   python scripts/train.py sweep=demo
   python scripts/train.py sweep=isoflop sweep.name=NAME 'sweep.budgets=[1e15,3e15,1e16]'
+  python scripts/train.py sweep=isoflop 'only=[1e16,C3e16-w256*]' dry_run=true
+  python scripts/train.py sweep=isoflop retry=failed
   python scripts/train.py sweep=isoflop hydra/launcher=slurm hydra.launcher.n_tasks=8
   torchrun --standalone --nproc-per-node 2 scripts/train.py runtime=gpu runtime.parallel=ddp
 
@@ -21,23 +23,34 @@ from edge import CONFIG_DIR, check_overrides, guarded
 from omegaconf import DictConfig
 
 from llmtrain.corpus.prepare import prepare
+from llmtrain.spec.check import check
 from llmtrain.spec.placement import placement
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.rundir import run_directory
-from llmtrain.spec.settings import TrainConfig, build_run
+from llmtrain.spec.settings import LaunchConfig, TrainConfig, build_launch, build_run
+from llmtrain.sweep.grid import Cell
 from llmtrain.sweep.launcher import HANDS, plain
+from llmtrain.sweep.ledger import cell_status, facts
 from llmtrain.training.worker import opened, work
 
 
-def train_one(config: TrainConfig) -> None:
+def train_one(config: TrainConfig, launch: LaunchConfig) -> None:
     """Train one run in this process and print its result."""
-    from llmtrain.training.loop import train  # noqa: PLC0415 - 1.4 s, after the config is checked
-
+    check(not launch.only and launch.retry == "none", "only and retry are for sweeps, not one run")
     leads = placement(config.runtime.parallel).rank == 0
-    plan_run(config, vocab_size=config.data.vocab_size, unique_tokens=None)  # before any file
+    plan = plan_run(config, vocab_size=config.data.vocab_size, unique_tokens=None)
+    if launch.dry_run:  # before any file
+        cell = Cell(config=config, plan=plan)
+        found = cell_status(run_directory(config), facts(cell))
+        done = found.state == "done"
+        HANDS.watcher.would_run([] if done else [found], [found] if done else [])
+        return
+    # 1.4 s, after the config is checked
+    from llmtrain.training.memory import train_in_memory  # noqa: PLC0415
+
     corpus = opened(prepare(config.data))
     with RunConsole(enabled=config.tracking.progress and leads) as console:
-        record = train(config, corpus, on_progress=console.show)
+        record = train_in_memory(config, corpus, on_progress=console.show)
     if leads:
         console.result(record, run_directory(config))
 
@@ -46,7 +59,8 @@ def train_one(config: TrainConfig) -> None:
 def main(composed: DictConfig) -> None:
     """Train the one run that Hydra composed; sweeps go through the sweeper and launcher."""
     # SystemExit passes through Hydra, which would print an exception with all its overrides.
-    code = guarded(lambda: train_one(build_run(plain(composed))[0]))
+    raw = plain(composed)
+    code = guarded(lambda: train_one(build_run(raw)[0], build_launch(raw)))
     if (
         "WORLD_SIZE" in os.environ
     ):  # gloo's threads can abort an interpreter that takes itself apart under load

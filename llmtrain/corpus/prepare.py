@@ -91,6 +91,14 @@ def prepare(config: DataConfig, *, progress: Progress | None = None) -> Path:
     return directory
 
 
+def known_tokens(config: DataConfig) -> int | None:
+    """Return the tokens of the training split where the corpus has been prepared; write nothing."""
+    directory = corpus_dir(config) if config.source != "hub" else None
+    if directory is None or not directory.is_dir():
+        return None
+    return read_manifest(directory).train.n_tokens
+
+
 def _directory(config: DataConfig, found: Survey) -> Path:
     content = dataclasses.asdict(config)
     del content["root"], content["max_epochs"]

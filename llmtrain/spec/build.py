@@ -1,6 +1,7 @@
 """Mapping -> frozen dataclass, strictly; and the hash that names a run."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -28,7 +29,7 @@ def build(kind: type[T], raw: object, path: str = "") -> T:
         if key not in fields:
             near = _nearest(str(key), list(fields))
             raise ConfigError(f"{_join(path, str(key))}: unknown key{near}")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for name in fields:
         if name not in raw:
@@ -43,6 +44,12 @@ def config_hash(value: object) -> str:
         value = dataclasses.asdict(value)
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Return the field types; reading them anew would be most of the work of building."""
+    return typing.get_type_hints(kind)
 
 
 def _join(path: str, name: str) -> str:

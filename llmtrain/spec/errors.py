@@ -41,6 +41,16 @@ class DivergedError(LlmtrainError):
     """The loss or a gradient stopped being a number; the run is final and is never fitted."""
 
 
+class OutOfMemoryError(LlmtrainError):
+    """The device is too small for one row of the run per pass."""
+
+
+class HangError(LlmtrainError):
+    """A run made no progress within its limit; its stack is in its folder."""
+
+    exit_code = 6
+
+
 class FitRefusedError(LlmtrainError):
     """The runs at hand do not identify a law; the message says what would cure it."""
 

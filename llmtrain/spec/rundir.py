@@ -6,15 +6,20 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from llmtrain.spec.code import code_identity, environment
 from llmtrain.spec.errors import MismatchError, RunLockedError
 from llmtrain.spec.plan import RunPlan, run_id, run_identity
 from llmtrain.spec.settings import TrainConfig
 
 STATE_FILE = "state.json"
+ORIGINS_FILE = "origins.json"
+LOOK_S, LOOKS = 0.02, 10  # who only looks at a lock has it for much less
 
 
 def run_directory(config: TrainConfig) -> Path:
@@ -27,17 +32,27 @@ def hold(directory: Path) -> Iterator[None]:
     """Hold the directory for this process. Raises RunLockedError where another one does."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(file):
             file.seek(0)
             owner = file.read().strip() or "another process"
             message = f"{directory} is in use by {owner}; wait for it or stop it"
-            raise RunLockedError(message) from None
+            raise RunLockedError(message)
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        since = datetime.now(UTC).isoformat(timespec="seconds")  # for people; nothing reads it
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
         file.flush()
         yield  # closing the file gives the lock back, also when the process dies
+
+
+def _locked(file: IO[str]) -> bool:
+    """Return whether the lock was free, or will be once those who only look have looked."""
+    for look in range(LOOKS):
+        if look:
+            time.sleep(LOOK_S)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -64,6 +79,7 @@ def read_state(directory: Path) -> tuple[str, str | None]:
 def begin(directory: Path, config: TrainConfig, plan: RunPlan, data_id: str) -> None:
     """Write config.json and plan.json, or check that they describe this very run.
 
+    origins.json gets the code and the environment of every start that differs from the one before.
     Raises MismatchError where the directory holds another run, or the data have changed since.
     """
     path = directory / "config.json"
@@ -84,6 +100,14 @@ def begin(directory: Path, config: TrainConfig, plan: RunPlan, data_id: str) -> 
     }
     write_json(path, facts)
     write_json(directory / "plan.json", dataclasses.asdict(plan))
+    _note_origin(directory / ORIGINS_FILE)
+
+
+def _note_origin(path: Path) -> None:
+    origins = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    origin = {"code": code_identity(), "environment": environment()}
+    if not origins or origins[-1] != origin:
+        write_json(path, [*origins, origin])
 
 
 def is_held(directory: Path) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from llmtrain.spec.bill import BillConfig
@@ -278,12 +278,34 @@ def check_branching(field: str, schedule: ScheduleConfig) -> None:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchConfig:
+    """Which cells of a sweep this call is about; no part of any run."""
+
+    only: tuple[str, ...]
+    """Run ids, globs over them, regular expressions (re:...), or budgets; empty takes all cells."""
+    retry: Literal["none", "failed"]
+    """failed: cells in quarantine are tried again too."""
+    dry_run: bool
+    """Print what would be trained and write nothing."""
+
+
+def build_launch(raw: Mapping[str, object]) -> LaunchConfig:
+    """Return the part of a composed configuration that is about this call. Raises ConfigError."""
+    mine = {field.name: raw[field.name] for field in fields(LaunchConfig) if field.name in raw}
+    only = mine.get("only")
+    if only is not None and not isinstance(only, list | tuple):
+        only = [only]
+    return build(LaunchConfig, mine | {"only": [str(item) for item in only or ()]})
+
+
 def build_run(raw: Mapping[str, object]) -> tuple[TrainConfig, SweepConfig | None]:
     """Turn a composed configuration into the run's and, where it has one, the sweep's.
 
     Raises ConfigError with the dotted path of whatever does not fit.
     """
-    rest = dict(raw)
+    launch = {field.name for field in fields(LaunchConfig)}
+    rest = {key: value for key, value in raw.items() if key not in launch}
     sweep = rest.pop("sweep", None)
     config = build(TrainConfig, rest)
     family = None if sweep is None else build(SweepConfig, sweep, "sweep")

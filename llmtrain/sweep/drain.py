@@ -6,25 +6,26 @@ import functools
 import hashlib
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmtrain.spec.branching import branch_checkpoint
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import ConfigError, InterruptedRunError, RunLockedError
-from llmtrain.spec.plan import run_id
-from llmtrain.spec.rundir import (
-    hold,
-    is_held,
-    read_state,
-    run_directory,
-    write_json,
-    write_state,
-)
+from llmtrain.spec.plan import plan_run, run_id
+from llmtrain.spec.rundir import is_held, read_state, run_directory, write_json
 from llmtrain.spec.settings import TrainConfig
-from llmtrain.sweep.launcher import SweepWatcher, cell_job
-from llmtrain.sweep.ledger import is_done, release_branches
-from llmtrain.sweep.pool import Job, Outcome, Report, Slot, Work, run_jobs
+from llmtrain.sweep.ledger import (
+    CellStatus,
+    is_done,
+    is_passed_by,
+    note_failure,
+    release_branches,
+)
+from llmtrain.sweep.pool import Watcher, run_jobs
+from llmtrain.sweep.process import Job, Outcome, Report, Slot, Work
 
 # What schedulers send before they take a machine away: submitit asks SLURM for USR2, other sites
 # send USR1, HUP or TERM.
@@ -32,8 +33,52 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 KILLED_BY_STOP = tuple(f"killed by {number.name}" for number in STOP_SIGNALS)
 
 
+LOOK_EVERY_S = 0.5  # at cells that other processes hold
+
+
+class SweepWatcher(Watcher):
+    """A watcher that also hears how much there is to do; this one says nothing."""
+
+    def opened(self, jobs: Sequence[Job], n_done: int, n_slots: int) -> None:
+        """The sweep begins: what is left, and how many cells were finished before."""
+
+    def would_run(self, to_do: Sequence[CellStatus], others: Sequence[CellStatus]) -> None:
+        """A dry run: the cells that would be trained, and those that are done or passed by."""
+
+    def passed_by(self, job: Job, reason: str | None) -> None:
+        """A cell has failed before and is not tried now."""
+
+    def waiting(self, n_cells: int) -> None:
+        """Nothing is left but cells that other processes are at; called again and again."""
+
+    def submitted(self, job_id: str, n_cells: int, n_tasks: int, directory: Path) -> None:
+        """The sweep has been handed to a cluster, which runs it when it can."""
+
+    def decided(self, line: str) -> None:
+        """An adaptive sweep decided what to run next, or to stop."""
+
+    def closed(self) -> None:
+        """The sweep is over."""
+
+
 class TakenError(RunLockedError):
     """The cell belongs to another process, or another process has finished with it."""
+
+
+def cell_job(config: TrainConfig) -> Job:
+    """Return the job that trains one cell; a branch's waits for the state that its trunk keeps."""
+    cost = config.budget.flops or config.budget.n_tokens or 0.0
+    job = Job(name=run_id(config), payload={"config": dataclasses.asdict(config)}, cost=cost)
+    trunk = config.checkpoint.branch_from
+    if trunk is None:
+        return job
+    plan = plan_run(config, vocab_size=config.data.vocab_size, unique_tokens=None)
+    return dataclasses.replace(
+        job,
+        cost=cost * config.schedule.cooldown_fraction,
+        after=trunk,
+        ready=branch_checkpoint(config, plan).is_dir,
+    )
 
 
 def write_cells(configs: Sequence[TrainConfig]) -> Path:
@@ -58,35 +103,42 @@ def read_cells(path: Path) -> list[TrainConfig]:
     return [build(TrainConfig, cell) for cell in cells]
 
 
-def reopen(configs: Sequence[TrainConfig]) -> None:
-    """Let the cells that failed be tried again: whoever drains leaves failed ones alone."""
-    for config in configs:
-        directory = run_directory(config)
-        if read_state(directory)[0] == "failed":
-            with contextlib.suppress(RunLockedError), hold(directory):
-                write_state(directory, "planned")
-
-
 def drain(
-    configs: Sequence[TrainConfig], work: Work, slots: Sequence[Slot], watcher: SweepWatcher
+    configs: Sequence[TrainConfig],
+    work: Work,
+    slots: Sequence[Slot],
+    watcher: SweepWatcher,
+    *,
+    hang_s: float | None = None,
+    wait: bool = False,
 ) -> list[Outcome]:
     """Train every cell that is neither done, nor failed, nor held by another process.
 
+    `wait`: go on until no other process holds a cell either, and take up what it leaves undone.
     Returns the outcomes of the cells that ended here, failures among them. Any of STOP_SIGNALS
     makes the workers save and raises InterruptedRunError.
     """
     jobs = {run_directory(config): cell_job(config) for config in configs}
     recorder = _Recorder({job.name: path for path, job in jobs.items()}, watcher)
     done_before = sum(is_done(path) for path in jobs)
-    first = _open_cells(jobs, recorder)
+    first = [jobs[path] for path in _unsettled(jobs, recorder)]
     watcher.opened(first, done_before, len(slots))
+    for path, job in jobs.items():
+        if is_passed_by(path):
+            watcher.passed_by(job, read_state(path)[1])
     try:
         with _on_stop_signals(_stop_the_pool):
-            # A second look takes up what another process held in the first and then gave back.
-            while cells := _open_cells(jobs, recorder):
-                run_jobs(cells, functools.partial(take, work), slots, recorder)
-    except KeyboardInterrupt:  # a second signal while the workers were saving
-        raise InterruptedRunError("stopped by two signals; start it again to go on") from None
+            # Each look takes up what another process held in the one before and then gave back.
+            while unsettled := _unsettled(jobs, recorder):
+                if free := [jobs[path] for path in unsettled if _is_free(path, jobs[path])]:
+                    run_jobs(free, functools.partial(take, work), slots, recorder, hang_s=hang_s)
+                elif wait:
+                    watcher.waiting(len(unsettled))
+                    time.sleep(LOOK_EVERY_S)
+                else:
+                    break
+    except KeyboardInterrupt:  # while waiting, or a second signal while the workers were saving
+        raise InterruptedRunError("stopped; start it again to go on") from None
     finally:
         watcher.closed()
     release_branches(configs)
@@ -96,10 +148,20 @@ def drain(
 def take(work: Work, payload: dict[str, Any], report: Report) -> dict[str, Any]:
     """Do one cell in a worker unless another process came first. Raises TakenError."""
     directory = run_directory(build(TrainConfig, payload["config"]))
-    if is_done(directory) or read_state(directory)[0] == "failed":
+    if is_done(directory) or is_passed_by(directory):
         raise TakenError(f"{directory} was finished by another process")
+    signs_of_life = 0
+
+    def counted(progress: dict[str, Any]) -> None:
+        nonlocal signs_of_life
+        signs_of_life += 1
+        report(progress)
+
     with _on_stop_signals(_stop_before_training):  # until the training loop has its own handlers
-        return work(payload, report)
+        result = work(payload, counted)
+    if not signs_of_life:  # the record was there by the time the lock was ours
+        raise TakenError(f"{directory} was finished by another process")
+    return result
 
 
 class _Recorder(SweepWatcher):
@@ -120,30 +182,27 @@ class _Recorder(SweepWatcher):
             return  # another process has it
         self.ended_here[outcome.job.name] = outcome
         if outcome.error is not None and not _was_stopped(outcome):
-            directory = self.directories[outcome.job.name]
-            with contextlib.suppress(RunLockedError), hold(directory):
-                write_state(directory, "failed", outcome.error)
+            note_failure(self.directories[outcome.job.name], outcome)
         self.watcher.ended(outcome)
 
 
-def _open_cells(jobs: dict[Path, Job], recorder: _Recorder) -> list[Job]:
+def _unsettled(jobs: dict[Path, Job], recorder: _Recorder) -> list[Path]:
+    """Return the cells that have not ended: neither here nor, as their folders say, elsewhere."""
     return [
-        job
+        path
         for path, job in jobs.items()
-        if job.name not in recorder.ended_here
-        and not is_done(path)
-        and read_state(path)[0] != "failed"
-        and not is_held(path)
-        and not _waits_for_another(path, job)
+        if job.name not in recorder.ended_here and not is_done(path) and not is_passed_by(path)
     ]
 
 
-def _waits_for_another(path: Path, job: Job) -> bool:
-    """Return whether another process is at the trunk that a branch starts from."""
-    if job.after is None or job.ready is None or job.ready():
+def _is_free(path: Path, job: Job) -> bool:
+    """Return whether no other process is at the cell, nor at the trunk that it starts from."""
+    if is_held(path):
         return False
+    if job.after is None or job.ready is None or job.ready():
+        return True
     trunk = path.with_name(job.after)
-    return is_held(trunk) and not is_done(trunk)
+    return is_done(trunk) or not is_held(trunk)
 
 
 def _was_stopped(outcome: Outcome) -> bool:

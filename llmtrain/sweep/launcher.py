@@ -3,38 +3,22 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from llmtrain.spec.branching import branch_checkpoint
-from llmtrain.spec.check import check
+from llmtrain.spec.check import check, check_positive
 from llmtrain.spec.errors import LlmtrainError
 from llmtrain.spec.placement import placement
-from llmtrain.spec.plan import plan_run, run_id
-from llmtrain.spec.rundir import run_directory
+from llmtrain.spec.plan import run_id
+from llmtrain.spec.rundir import read_state, run_directory
 from llmtrain.spec.settings import TrainConfig, build_run
-from llmtrain.sweep.ledger import is_done, release_branches
-from llmtrain.sweep.pool import Job, Outcome, Watcher, Work, make_slots, run_jobs
-
-
-class SweepWatcher(Watcher):
-    """A watcher that also hears how much there is to do; this one says nothing."""
-
-    def opened(self, jobs: Sequence[Job], n_done: int, n_slots: int) -> None:
-        """The sweep begins: what is left, and how many cells were finished before."""
-
-    def submitted(self, job_id: str, n_cells: int, n_tasks: int, directory: Path) -> None:
-        """The sweep has been handed to a cluster, which runs it when it can."""
-
-    def decided(self, line: str) -> None:
-        """An adaptive sweep decided what to run next, or to stop."""
-
-    def closed(self) -> None:
-        """The sweep is over."""
+from llmtrain.sweep.drain import SweepWatcher, cell_job, drain
+from llmtrain.sweep.ledger import is_passed_by, reopen
+from llmtrain.sweep.pool import make_slots
+from llmtrain.sweep.process import Outcome, Work
 
 
 @dataclass
@@ -99,40 +83,39 @@ class CellLauncher(Launcher):
 class PoolLauncher(CellLauncher):
     """Runs cells in a bounded pool of warm processes, one per GPU or core times `per_device`."""
 
-    def __init__(self, per_device: int) -> None:
-        self.per_device = per_device
+    def __init__(self, per_device: int, hang_seconds: float | None) -> None:
+        check_hang_limit(hang_seconds)
+        self.per_device, self.hang_seconds = per_device, hang_seconds
 
     def run_cells(self, configs: Sequence[TrainConfig]) -> list[Outcome | None]:
-        """Run the cells that have no record yet; a finished cell's outcome is None."""
+        """Run the cells that have no record yet; a finished cell's outcome is None.
+
+        Returns when every cell has ended, here or in the hands of another process.
+        """
         assert HANDS.work is not None, "the script sets HANDS.work before Hydra starts"
-        jobs = {run_directory(config): cell_job(config) for config in configs}
-        to_do = {path: job for path, job in jobs.items() if not is_done(path)}
+        reopen(configs)
         slots = make_slots(self.per_device)
-        watcher = HANDS.watcher
-        watcher.opened(list(to_do.values()), len(jobs) - len(to_do), len(slots))
-        try:
-            outcomes = run_jobs(list(to_do.values()), HANDS.work, slots, watcher)
-        finally:
-            watcher.closed()
-        release_branches(configs)
-        by_path = dict(zip(to_do, outcomes, strict=True))
-        return [by_path.get(run_directory(config)) for config in configs]
+        found = drain(
+            configs, HANDS.work, slots, HANDS.watcher, hang_s=self.hang_seconds, wait=True
+        )
+        ended = {outcome.job.name: outcome for outcome in found}
+        return [ended.get(run_id(config)) or _elsewhere(config) for config in configs]
 
 
-def cell_job(config: TrainConfig) -> Job:
-    """Return the job that trains one cell; a branch's waits for the state that its trunk keeps."""
-    cost = config.budget.flops or config.budget.n_tokens or 0.0
-    job = Job(name=run_id(config), payload={"config": dataclasses.asdict(config)}, cost=cost)
-    trunk = config.checkpoint.branch_from
-    if trunk is None:
-        return job
-    plan = plan_run(config, vocab_size=config.data.vocab_size, unique_tokens=None)
-    return dataclasses.replace(
-        job,
-        cost=cost * config.schedule.cooldown_fraction,
-        after=trunk,
-        ready=branch_checkpoint(config, plan).is_dir,
-    )
+def _elsewhere(config: TrainConfig) -> Outcome | None:
+    """Return None for a cell that was done before or by another process, else why it failed."""
+    directory = run_directory(config)
+    if not is_passed_by(directory):
+        return None
+    state, reason = read_state(directory)
+    error = f"{state}: {reason}; retry=failed tries it again"
+    return Outcome(job=cell_job(config), error=error, exit_code=1)
+
+
+def check_hang_limit(hang_seconds: float | None) -> None:
+    """Raise ConfigError for a limit that is no time."""
+    if hang_seconds is not None:
+        check_positive("hydra.launcher.hang_seconds", hang_seconds)
 
 
 def refuse_teams(config: TrainConfig) -> None:

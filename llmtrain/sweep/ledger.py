@@ -1,19 +1,40 @@
 """The state of a sweep on disk: its plan, and how far each cell is. No clock decides anything."""
 
+import contextlib
+import fcntl
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmtrain.spec.branching import FOLDER, trunk_id
-from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.errors import ConfigError, RunLockedError
 from llmtrain.spec.record import RECORD_FILE, read_record
-from llmtrain.spec.rundir import is_held, read_state, run_directory, write_json
+from llmtrain.spec.rundir import (
+    STATE_FILE,
+    hold,
+    is_held,
+    read_state,
+    run_directory,
+    write_json,
+    write_state,
+)
 from llmtrain.spec.settings import TrainConfig
-from llmtrain.sweep.grid import Grid
+from llmtrain.sweep.grid import Cell, Grid
+from llmtrain.sweep.process import Outcome
 
 PLAN_FILE = "sweep.json"
+FAILURES_FILE = "failures.json"
+STACK_FILE = "stack.txt"
+METRICS_FILE = "metrics.jsonl"
+STATES = (
+    "planned", "running", "trained", "evaluated", "stopped", "done", "failed", "quarantined",
+)  # fmt: skip
+PASSED_BY = ("failed", "quarantined")
+QUARANTINE_AFTER = 2  # failures in the same way
+TAIL_BYTES = 4096  # of the metrics, more than a row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,36 +43,33 @@ class CellStatus:
 
     run_id: str
     state: str
-    """planned, running, stopped, failed or done."""
+    """One of STATES; stopped: begun, and no process is at it."""
     reason: str | None
     val_loss: float | None
+    facts: dict[str, Any]
+    """The cell's entry in the plan: shape, budget, seed, n_params, n_tokens, flops."""
+    flops_done: float
+    """Training FLOPs so far, as the metrics say."""
+    seconds: float | None
+    """Wall seconds of a finished cell, all its parts."""
 
 
-def write_sweep(directory: Path, grid: Grid) -> None:
+def write_sweep(directory: Path, grids: Sequence[Grid]) -> None:
     """Write the sweep's plan before its first cell starts; cells of earlier plans stay listed."""
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / PLAN_FILE
-    known = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else {}
-    for cell in grid.cells:
-        known[cell.run_id] = {
-            "d_model": cell.config.model.d_model,
-            "n_layers": cell.config.model.n_layers,
-            "budget": cell.config.budget.flops,
-            "seed": cell.config.seed,
-            "n_params": cell.plan.params["no_input_embedding"],
-            "n_tokens": cell.plan.n_tokens,
-            "flops": cell.plan.flops[cell.config.budget.convention],
-            "flops_spent": cell.spent,
-            "trunk": trunk_id(cell.config),
-        }
     refused = [
         {"shape": f"w{r.d_model}d{r.n_layers}", "budget": r.budget, "reason": r.reason}
+        for grid in grids
         for r in grid.refused
     ]
-    totals = {
-        key: sum(cell.get(key, 0.0) for cell in known.values()) for key in ("flops", "flops_spent")
-    }
-    write_json(path, {"cells": known, "refused": refused, **totals})
+    with _alone(directory):
+        known = _planned(directory)
+        known |= {cell.run_id: facts(cell) for grid in grids for cell in grid.cells}
+        totals = {
+            key: sum(cell.get(key, 0.0) for cell in known.values())
+            for key in ("flops", "flops_spent")
+        }
+        write_json(directory / PLAN_FILE, {"cells": known, "refused": refused, **totals})
 
 
 def is_done(directory: Path) -> bool:
@@ -72,6 +90,34 @@ def release_branches(configs: Sequence[TrainConfig]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def is_passed_by(directory: Path) -> bool:
+    """Return whether a cell has failed and waits for someone to have it tried again."""
+    return not is_done(directory) and read_state(directory)[0] in PASSED_BY
+
+
+def note_failure(directory: Path, outcome: Outcome) -> None:
+    """Record why a cell failed; the second time in the same way it is quarantined."""
+    with contextlib.suppress(RunLockedError), hold(directory):
+        failures = [*_failures(directory), {"way": outcome.way, "reason": outcome.error}]
+        write_json(directory / FAILURES_FILE, failures)
+        if outcome.stack is not None:
+            (directory / STACK_FILE).write_text(outcome.stack, encoding="utf-8")
+        same = sum(failure["way"] == outcome.way for failure in failures)
+        state = "quarantined" if same >= QUARANTINE_AFTER else "failed"
+        write_state(directory, state, outcome.error)
+
+
+def reopen(configs: Sequence[TrainConfig], *, quarantined: bool = False) -> None:
+    """Let the cells that failed be tried again, and the quarantined ones only where asked for."""
+    states = PASSED_BY if quarantined else ("failed",)
+    for directory in map(run_directory, configs):
+        if not is_done(directory) and read_state(directory)[0] in states:
+            with contextlib.suppress(RunLockedError), hold(directory):
+                if quarantined:
+                    (directory / FAILURES_FILE).unlink(missing_ok=True)
+                write_state(directory, "planned")
+
+
 def read_sweep(directory: Path) -> list[CellStatus]:
     """Return the status of every cell of a sweep, planned or found, in the plan's order.
 
@@ -79,21 +125,121 @@ def read_sweep(directory: Path) -> list[CellStatus]:
     """
     if not directory.is_dir():
         raise ConfigError(f"runs={directory} does not exist; name a folder under runs/")
-    names: list[str] = []
-    path = directory / PLAN_FILE
-    if path.is_file():
-        names = list(json.loads(path.read_text(encoding="utf-8"))["cells"])
-    found = sorted(p.parent.name for p in directory.glob("*/config.json"))
-    return [_status(directory / name) for name in dict.fromkeys([*names, *found])]
+    planned = _planned(directory)
+    files = [*directory.glob("*/config.json"), *directory.glob(f"*/{STATE_FILE}")]
+    found = sorted({path.parent.name for path in files})
+    return [
+        cell_status(directory / name, planned.get(name, {}))
+        for name in dict.fromkeys([*planned, *found])
+    ]
 
 
-def _status(directory: Path) -> CellStatus:
+def cell_status(directory: Path, facts: dict[str, Any]) -> CellStatus:
+    """Return the status of one cell; `facts`: its entry in the plan, or nothing."""
     record = read_record(directory)
     if record is not None:
-        state, reason, loss = "done", None, record.val_loss
-    else:
-        state, reason = read_state(directory)
-        loss = None
-        if state in ("running", "done") and not is_held(directory):
-            state, reason = "stopped", "run the sweep again to go on"
-    return CellStatus(run_id=directory.name, state=state, reason=reason, val_loss=loss)
+        return CellStatus(
+            run_id=directory.name,
+            state="done",
+            reason=None,
+            val_loss=record.val_loss,
+            facts=facts,
+            flops_done=record.flops[record.flops_convention],
+            seconds=sum(record.seconds.values()),
+        )
+    state, reason = read_state(directory)
+    if state not in ("planned", "stopped", *PASSED_BY) and not is_held(directory):
+        state, reason = "stopped", "run the sweep again to go on"
+    return CellStatus(
+        run_id=directory.name,
+        state=state,
+        reason=reason,
+        val_loss=None,
+        facts=facts,
+        flops_done=_flops_done(directory / METRICS_FILE),
+        seconds=None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimeLeft:
+    """How long a sweep will take from here, and what that rests on."""
+
+    seconds: float
+    flops_left: float
+    seconds_per_flop: float
+    n_finished: int
+    n_slots: int
+    """Cells at work now, or slots that would be."""
+    at_work: bool
+
+
+def time_left(cells: Sequence[CellStatus], n_slots: int) -> TimeLeft | None:
+    """Return the FLOPs left times the seconds per FLOP of the finished cells, over the slots.
+
+    The cells at work now are the slots, or `n_slots` where none is. None where nothing is left, or
+    nothing has finished yet, or the plan does not say what the cells cost.
+    """
+    finished = [cell for cell in cells if cell.seconds is not None and cell.flops_done > 0]
+    open_cells = [cell for cell in cells if cell.state not in ("done", *PASSED_BY)]
+    if not finished or not open_cells or any("flops" not in cell.facts for cell in open_cells):
+        return None
+    rate = sum(cell.seconds or 0.0 for cell in finished) / sum(c.flops_done for c in finished)
+    left = sum(max(0.0, cell.facts["flops"] - cell.flops_done) for cell in open_cells)
+    at_work = sum(cell.state in ("running", "trained", "evaluated") for cell in open_cells)
+    slots = min(at_work or n_slots, len(open_cells))
+    return TimeLeft(
+        seconds=left * rate / slots,
+        flops_left=left,
+        seconds_per_flop=rate,
+        n_finished=len(finished),
+        n_slots=slots,
+        at_work=at_work > 0,
+    )
+
+
+def facts(cell: Cell) -> dict[str, Any]:
+    """Return a cell's entry in the plan."""
+    return {
+        "d_model": cell.config.model.d_model,
+        "n_layers": cell.config.model.n_layers,
+        "budget": cell.config.budget.flops,
+        "seed": cell.config.seed,
+        "n_params": cell.plan.params["no_input_embedding"],
+        "n_tokens": cell.plan.n_tokens,
+        "flops": cell.plan.flops[cell.config.budget.convention],
+        "flops_spent": cell.spent,
+        "trunk": trunk_id(cell.config),
+    }
+
+
+def _planned(directory: Path) -> dict[str, Any]:
+    path = directory / PLAN_FILE
+    return dict(json.loads(path.read_text(encoding="utf-8"))["cells"]) if path.is_file() else {}
+
+
+def _failures(directory: Path) -> list[dict[str, Any]]:
+    path = directory / FAILURES_FILE
+    return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
+
+
+def _flops_done(path: Path) -> float:
+    """Return the FLOPs in the last whole row of a metrics file; 0 where there is none."""
+    if not path.is_file():
+        return 0.0
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        lines = file.read().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith(b"\n")]
+    try:
+        return float(json.loads(whole[-1])["flops"])
+    except (IndexError, ValueError, KeyError):
+        return 0.0
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keep other drivers from writing the plan at the same time."""
+    with (directory / f".{PLAN_FILE}.lock").open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,65 +1,20 @@
 """A bounded pool of warm worker processes, one per core or GPU; replaced when a job kills it."""
 
 import contextlib
-import ctypes
-import multiprocessing
+import dataclasses
 import os
 import signal
-import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from llmtrain.spec.errors import InterruptedRunError, LlmtrainError
+from llmtrain.spec.errors import InterruptedRunError
+from llmtrain.sweep.process import GRACE_S, Job, Outcome, Slot, Work, Worker
 
-Report = Callable[[dict[str, Any]], None]
-Work = Callable[[dict[str, Any], Report], dict[str, Any]]
-"""Does one job: takes its payload and a function to report progress with, returns its result."""
-
-GRACE_S = 30.0  # what a worker gets to save its state after a signal
-PR_SET_PDEATHSIG = 1
-# glibc gives big blocks back to the system after every step and takes them anew: keeping them made
-# tiny models 9 to 15 % faster (docs/experiments.md). Read once, when a process starts.
-WORKER_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """Something to do in a worker."""
-
-    name: str
-    payload: dict[str, Any]
-    cost: float
-    """Any measure of its length; the longest job starts first."""
-    after: str | None = None
-    """Name of a job of the same pool to wait for, until it has ended or `ready` says so."""
-    ready: Callable[[], bool] | None = None
-    """Whether what the job needs of the one it waits for is there already."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """How a job ended."""
-
-    job: Job
-    result: dict[str, Any] | None
-    error: str | None
-    """Why it failed, in one line; None where it did not."""
-    exit_code: int
-    """0, or what a script would leave with for this error."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Slot:
-    """Where a worker runs."""
-
-    index: int
-    cores: tuple[int, ...]
-    gpu: str | None
+LOOKS = 4  # times that a worker is looked at within the limit of a hang
 
 
 class Watcher:
@@ -92,146 +47,100 @@ def make_slots(per_device: int) -> list[Slot]:
 
 
 def run_jobs(
-    jobs: Sequence[Job], work: Work, slots: Sequence[Slot], watcher: Watcher
+    jobs: Sequence[Job],
+    work: Work,
+    slots: Sequence[Slot],
+    watcher: Watcher,
+    *,
+    hang_s: float | None = None,
 ) -> list[Outcome]:
     """Run all jobs, longest first, and return their outcomes in the order of `jobs`.
 
     Jobs that wait for another one come last, and fail with it unless they are ready. A job that
-    raises, or kills its worker, is an outcome with an error; the others go on. A signal (SIGINT,
-    SIGTERM) is passed to the workers, which save; then InterruptedRunError is raised.
+    raises, kills its worker, or gives no sign of life for `hang_s` seconds is an outcome with an
+    error; the others go on. A signal (SIGINT, SIGTERM) is passed to the workers, which save; then
+    InterruptedRunError is raised.
     """
     queue = sorted(jobs, key=lambda job: (job.after is not None, -job.cost))
     outcomes: dict[str, Outcome] = {}
-    workers = [_Worker(slot, work) for slot in slots[: len(jobs)]]
-    try:
-        with _signals_interrupt():
-            _hand_out(queue, workers, watcher)
-            while busy := [worker for worker in workers if worker.job is not None]:
-                for worker in _ready(busy):
-                    outcome = worker.receive(watcher)
-                    if outcome is None:
-                        continue
-                    for ended in (outcome, *_fail_with(outcome, queue)):
-                        outcomes[ended.job.name] = ended
-                        watcher.ended(ended)
-                _hand_out(queue, workers, watcher)
-    except KeyboardInterrupt:
-        _stop(workers)
-        done = sum(outcome.error is None for outcome in outcomes.values())
-        raise InterruptedRunError(
-            f"stopped with {done} of {len(jobs)} cells done; run the same command to go on"
-        ) from None
-    finally:
-        for worker in workers:
-            worker.close()
+    workers: list[Worker] = []
+    with tempfile.TemporaryDirectory(prefix="llmtrain-") as scratch:
+        try:
+            with _signals_interrupt():
+                for slot in slots[: len(jobs)]:
+                    workers.append(Worker(slot, work, Path(scratch)))
+                    _hand_out(queue, workers, watcher)
+                while busy := [worker for worker in workers if worker.job is not None]:
+                    for worker in _ready(busy, hang_s):
+                        job, found = worker.job, worker.receive()
+                        if isinstance(found, Outcome):
+                            for ended in (found, *_fail_with(found, queue)):
+                                outcomes[ended.job.name] = ended
+                                watcher.ended(ended)
+                        elif job is not None:
+                            watcher.reported(job, found)
+                    _hand_out(queue, workers, watcher)
+        except KeyboardInterrupt:
+            _stop(workers)
+            done = sum(outcome.error is None for outcome in outcomes.values())
+            raise InterruptedRunError(
+                f"stopped with {done} of {len(jobs)} cells done; run the same command to go on"
+            ) from None
+        finally:
+            for worker in workers:
+                worker.close()
     return [outcomes[job.name] for job in jobs]
 
 
-def _hand_out(queue: list[Job], workers: Sequence["_Worker"], watcher: Watcher) -> None:
+def _hand_out(queue: list[Job], workers: Sequence[Worker], watcher: Watcher) -> None:
     """Give every idle worker the first job that can start."""
     for worker in workers:
         open_jobs = {job.name for job in queue}
         open_jobs |= {other.job.name for other in workers if other.job is not None}
-        can_start = (job for job in queue if job.after not in open_jobs or _is_ready(job))
+        can_start = (job for job in queue if job.after not in open_jobs or _can_start(job))
         if worker.job is None and (job := next(can_start, None)) is not None:
             queue.remove(job)
-            worker.give(job, watcher)
+            worker.give(job)
+            watcher.started(job)
 
 
 def _fail_with(outcome: Outcome, queue: list[Job]) -> list[Outcome]:
     """Take the jobs that waited in vain for one that failed out of the queue, as failed."""
     if outcome.error is None:
         return []
-    lost = [job for job in queue if job.after == outcome.job.name and not _is_ready(job)]
+    lost = [job for job in queue if job.after == outcome.job.name and not _can_start(job)]
     for job in lost:
         queue.remove(job)
     error = f"{outcome.job.name}, which it starts from, failed: {outcome.error}"
-    return [Outcome(job=job, result=None, error=error, exit_code=outcome.exit_code) for job in lost]
+    return [dataclasses.replace(outcome, job=job, error=error, stack=None) for job in lost]
 
 
-def _is_ready(job: Job) -> bool:
+def _can_start(job: Job) -> bool:
     return job.ready is not None and job.ready()
 
 
-class _Worker:
-    """A process, the pipe to it, and the job it is at."""
-
-    def __init__(self, slot: Slot, work: Work) -> None:
-        self.slot, self.work = slot, work
-        self.job: Job | None = None
-        self._start()
-
-    def _start(self) -> None:
-        for name, value in WORKER_MALLOC.items():
-            os.environ.setdefault(name, value)
-        context = multiprocessing.get_context("spawn")
-        self.pipe, there = context.Pipe()
-        self.process: BaseProcess = context.Process(
-            target=_serve, args=(there, self.work, self.slot), daemon=True
-        )
-        self.process.start()
-        there.close()
-
-    def give(self, job: Job, watcher: Watcher) -> None:
-        self.job = job
-        with contextlib.suppress(BrokenPipeError):  # a dead worker shows itself in receive
-            self.pipe.send(job.payload)
-        watcher.started(job)
-
-    def receive(self, watcher: Watcher) -> Outcome | None:
-        """Return the job's outcome if it has one now; a dead worker is replaced."""
-        assert self.job is not None
-        try:
-            kind, value, exit_code = self.pipe.recv()
-        except (EOFError, OSError):
-            self.process.join()
-            code = self.process.exitcode or 0
-            reason = (
-                f"was killed by {signal.Signals(-code).name}"
-                if code < 0
-                else f"left with code {code}"
-            )
-            self.pipe.close()
-            self._start()
-            return self._outcome(None, f"the worker {reason}", 1)
-        if kind == "progress":
-            watcher.reported(self.job, value)
-            return None
-        if kind == "done":
-            return self._outcome(value, None, exit_code)
-        return self._outcome(None, value, exit_code)
-
-    def _outcome(self, result: dict[str, Any] | None, error: str | None, code: int) -> Outcome:
-        assert self.job is not None
-        outcome = Outcome(job=self.job, result=result, error=error, exit_code=code)
-        self.job = None
-        return outcome
-
-    def close(self) -> None:
-        self.pipe.close()  # an idle worker leaves when its pipe ends
-        self.process.join(timeout=GRACE_S)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+def _ready(busy: Sequence[Worker], hang_s: float | None) -> list[Worker]:
+    """Return the workers that have something to say; one that hangs is killed and says so."""
+    tick_s = hang_s and hang_s / LOOKS
+    pipes = wait([worker.pipe for worker in busy], tick_s)
+    ready = [worker for worker in busy if worker.pipe in pipes]
+    if hang_s and tick_s:
+        for worker in busy:
+            if worker not in ready:
+                worker.end_if_hung(hang_s, tick_s)
+    return ready
 
 
-def _ready(busy: Sequence[_Worker]) -> list[_Worker]:
-    pipes = wait([worker.pipe for worker in busy])
-    return [worker for worker in busy if worker.pipe in pipes]
-
-
-def _stop(workers: Sequence[_Worker]) -> None:
+def _stop(workers: Sequence[Worker]) -> None:
     """Ask every busy worker to save and leave, and wait for it."""
     busy = [worker for worker in workers if worker.job is not None and worker.process.is_alive()]
     for worker in busy:
-        assert worker.process.pid is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker.process.pid, signal.SIGTERM)
+        worker.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
     for worker in busy:
-        while worker.job is not None and worker.pipe.poll(max(0.0, deadline - time.monotonic())):
+        while worker.pipe.poll(max(0.0, deadline - time.monotonic())):
             try:
-                kind, _, _ = worker.pipe.recv()
+                kind, *_ = worker.pipe.recv()
             except (EOFError, OSError):
                 break
             if kind != "progress":
@@ -252,36 +161,6 @@ def _signals_interrupt() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _serve(pipe: Connection, work: Work, slot: Slot) -> None:
-    """Do jobs until the pipe ends. Runs in the worker process."""
-    os.environ.update(OMP_NUM_THREADS=str(len(slot.cores)), TOKENIZERS_PARALLELISM="false")
-    if slot.gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = slot.gpu
-    with contextlib.suppress(OSError):
-        os.sched_setaffinity(0, slot.cores)
-    if sys.platform == "linux":  # a worker whose driver was killed saves and leaves too
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the driver, which asks to stop
-
-    def report(progress: dict[str, Any]) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            pipe.send(("progress", progress, 0))
-
-    while True:
-        try:
-            payload = pipe.recv()
-        except (EOFError, OSError):
-            os._exit(0)  # every file is closed; taking torch apart would cost a second
-        try:
-            answer: tuple[str, Any, int] = ("done", work(payload, report), 0)
-        except LlmtrainError as error:
-            answer = ("error", str(error), error.exit_code)
-        except Exception as error:
-            answer = ("error", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", 1)
-        with contextlib.suppress(BrokenPipeError):
-            pipe.send(answer)
 
 
 def _visible_gpus() -> list[str]:

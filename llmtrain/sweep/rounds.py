@@ -87,7 +87,7 @@ class AdaptiveSweep:
             missing = [cell for cell in cells if read_record(run_directory(cell.config)) is None]
             missing = [cell for cell in missing if cell.run_id not in failures]
             if missing:
-                write_sweep(self.directory, Grid(cells=tuple(cells), refused=self.refused))
+                write_sweep(self.directory, [Grid(cells=tuple(cells), refused=self.refused)])
                 failures |= run_cells(missing)
                 waiting = [c for c in missing if read_record(run_directory(c.config)) is None]
                 waiting = [c for c in waiting if c.run_id not in failures]

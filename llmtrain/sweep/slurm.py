@@ -11,10 +11,11 @@ from typing import Any
 from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.settings import TrainConfig
-from llmtrain.sweep.drain import reopen, write_cells
-from llmtrain.sweep.launcher import HANDS, CellLauncher
-from llmtrain.sweep.ledger import is_done
-from llmtrain.sweep.pool import Outcome, Slot, make_slots
+from llmtrain.sweep.drain import write_cells
+from llmtrain.sweep.launcher import HANDS, CellLauncher, check_hang_limit
+from llmtrain.sweep.ledger import is_done, is_passed_by, reopen
+from llmtrain.sweep.pool import make_slots
+from llmtrain.sweep.process import Outcome, Slot
 
 LOGS = "slurm"
 SCONTROL_S = 60.0
@@ -34,13 +35,16 @@ class SlurmLauncher(CellLauncher):
         cpus_per_task: int,
         mem_gb: float | None,
         per_device: int,
+        hang_seconds: float | None,
         signal_delay_s: int,
         max_requeues: int,
         extra: Mapping[str, Any],
     ) -> None:
         if n_tasks < 1:
             raise ConfigError(f"hydra.launcher.n_tasks={n_tasks} must be at least 1")
+        check_hang_limit(hang_seconds)
         self.n_tasks, self.per_device, self.max_requeues = n_tasks, per_device, max_requeues
+        self.hang_seconds = hang_seconds
         wanted = {
             "timeout_min": timeout_min,
             "cpus_per_task": cpus_per_task,
@@ -56,21 +60,26 @@ class SlurmLauncher(CellLauncher):
         self.parameters = {key: value for key, value in wanted.items() if value is not None}
 
     def run_cells(self, configs: Sequence[TrainConfig]) -> list[Outcome | None]:
-        """Submit the cells that have no record yet; nothing of them is known when this returns."""
-        to_do = [config for config in configs if not is_done(run_directory(config))]
+        """Submit the cells that are neither done nor in quarantine.
+
+        Nothing is known of them when this returns.
+        """
+        reopen(configs)
+        folders = {run_directory(config): config for config in configs}
+        to_do = [c for path, c in folders.items() if not (is_done(path) or is_passed_by(path))]
         if not to_do:
-            HANDS.watcher.opened([], len(configs), 0)
+            HANDS.watcher.opened([], sum(map(is_done, folders)), 0)
             HANDS.watcher.closed()
             return [None] * len(configs)
         executor = make_executor(Path(to_do[0].runs_root) / to_do[0].name / LOGS)
         executor.update_parameters(name=to_do[0].name, **self.parameters)
-        reopen(to_do)
         cells = write_cells(to_do)
         command = (
             *HANDS.drain,
             f"cells={cells}",
             f"per_device={self.per_device}",
             f"max_requeues={self.max_requeues}",
+            *([] if self.hang_seconds is None else [f"hang_seconds={self.hang_seconds}"]),
         )
         n_tasks = min(self.n_tasks, len(to_do))
         jobs = executor.map_array(become, [command] * n_tasks)

@@ -12,17 +12,24 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from llmtrain.corpus.manifest import read_manifest
-from llmtrain.corpus.prepare import prepare
+from llmtrain.corpus.prepare import known_tokens, prepare
 from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import run_directory
-from llmtrain.spec.settings import SweepConfig, TrainConfig, build_run
+from llmtrain.spec.settings import (
+    LaunchConfig,
+    SweepConfig,
+    TrainConfig,
+    build_launch,
+    build_run,
+)
 from llmtrain.sweep.grid import Cell, Grid, plan_sweep
 from llmtrain.sweep.launcher import HANDS, CellFailedError, CellLauncher, plain, refuse_teams
-from llmtrain.sweep.ledger import write_sweep
-from llmtrain.sweep.pool import Outcome
+from llmtrain.sweep.ledger import cell_status, facts, reopen, write_sweep
+from llmtrain.sweep.process import Outcome
 from llmtrain.sweep.rounds import AdaptiveSweep
+from llmtrain.sweep.select import select
 
 
 class IsoflopSweeper(Sweeper):
@@ -45,42 +52,64 @@ class IsoflopSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> object:
         """Run every cell. Raises CellFailedError after all others are done, and ConfigError."""
-        points = [(p, *build_run(self._compose(p))) for p in self._product(arguments)]
-        adaptive = [(o, b, s) for o, b, s in points if s is not None and s.mode == "adaptive"]
+        composed = [(p, self._compose(p)) for p in self._product(arguments)]
+        points = [(p, *build_run(raw), build_launch(raw)) for p, raw in composed]
+        adaptive = [(o, b, s, w) for o, b, s, w in points if s is not None and s.mode == "adaptive"]
         if adaptive:
-            refuse_shared_folders(adaptive, len(points))
+            refuse_shared_folders([(b, s) for _, b, s, _ in adaptive], len(points))
             for point in adaptive:
                 self._run_adaptive(*point)
             return None
-        cells: list[tuple[list[str], Cell]] = []
-        grids: list[tuple[Path, Grid]] = []
-        for overrides, base, sweep in points:
+        every: list[tuple[list[str], Cell]] = []
+        plans: dict[Path, list[Grid]] = {}
+        for overrides, base, sweep, launch in points:
             refuse_teams(base)
-            grid = plan_point(base, sweep)
-            if sweep is not None:
-                grids.append((Path(base.runs_root) / sweep.name, grid))
-            cells += [([*overrides, *cell.overrides()], cell) for cell in grid.cells]
+            grid = plan_point(base, sweep, write=not launch.dry_run)
+            name = base.name if sweep is None else sweep.name
+            plans.setdefault(Path(base.runs_root) / name, []).append(grid)
+            every += [([*overrides, *cell.overrides()], cell) for cell in grid.cells]
+        only = [item for *_, launch in points for item in launch.only]
+        chosen = {cell.run_id for cell in select([cell for _, cell in every], only)}
+        cells = [(overrides, cell) for overrides, cell in every if cell.run_id in chosen]
         if not cells:
             raise ConfigError("no cell of this sweep can be trained; scripts/plan.py says why")
-        for directory, grid in grids:
-            write_sweep(directory, grid)
+        unique = list({cell.run_id: cell for _, cell in cells}.values())
+        retry = any(launch.retry == "failed" for *_, launch in points)
+        if any(launch.dry_run for *_, launch in points):
+            found = [cell_status(run_directory(cell.config), facts(cell)) for cell in unique]
+            left_out = ("done",) if retry else ("done", "quarantined")
+            to_do = [cell for cell in found if cell.state not in left_out]
+            HANDS.watcher.would_run(to_do, [cell for cell in found if cell.state in left_out])
+            return []
+        for directory, grids in plans.items():
+            write_sweep(directory, grids)
+        if retry:
+            reopen([cell.config for cell in unique], quarantined=True)
         if isinstance(self.runner, CellLauncher):
-            unique = {cell.run_id: cell for _, cell in cells}.values()
             outcomes = self.runner.run_cells([cell.config for cell in unique])
             raise_failures(outcomes)
             return outcomes
         returns = self.runner.launch([overrides for overrides, _ in cells], initial_job_idx=0)
         return [job.return_value for job in returns]  # raises the first failure
 
-    def _run_adaptive(self, overrides: list[str], base: TrainConfig, sweep: SweepConfig) -> None:
+    def _run_adaptive(
+        self, overrides: list[str], base: TrainConfig, sweep: SweepConfig, launch: LaunchConfig
+    ) -> None:
         """Run an adaptive sweep's rounds. Raises CellFailedError at its end if a cell failed."""
         refuse_teams(base)
+        if launch.dry_run or launch.only:
+            raise ConfigError(
+                "sweep.mode=adaptive chooses its cells as it goes, so only= and dry_run= do not "
+                "apply; scripts/plan.py prints its first round"
+            )
         AdaptiveSweep(base, sweep, unique_tokens=None).first_round()  # before any file
         tokens = read_manifest(prepare(base.data)).train.n_tokens
         rounds = AdaptiveSweep(base, sweep, unique_tokens=tokens)
         rounds.first_round()
 
         def run_cells(cells: Sequence[Cell]) -> dict[str, str]:
+            if launch.retry == "failed":
+                reopen([cell.config for cell in cells], quarantined=True)
             if isinstance(self.runner, CellLauncher):
                 outcomes = self.runner.run_cells([cell.config for cell in cells])
                 return {o.job.name: o.error for o in outcomes if o is not None and o.error}
@@ -106,10 +135,10 @@ class IsoflopSweeper(Sweeper):
 
 
 def refuse_shared_folders(
-    adaptive: Sequence[tuple[list[str], TrainConfig, SweepConfig]], n_points: int
+    adaptive: Sequence[tuple[TrainConfig, SweepConfig]], n_points: int
 ) -> None:
     """Raise ConfigError where a product makes adaptive sweeps that would share their rounds."""
-    folders = {(base.runs_root, sweep.name) for _, base, sweep in adaptive}
+    folders = {(base.runs_root, sweep.name) for base, sweep in adaptive}
     if len(folders) < n_points:
         raise ConfigError(
             f"{n_points} points of this product share {len(folders)} sweep.name with "
@@ -117,19 +146,24 @@ def refuse_shared_folders(
         )
 
 
-def plan_point(base: TrainConfig, sweep: SweepConfig | None) -> Grid:
+def plan_point(base: TrainConfig, sweep: SweepConfig | None, *, write: bool = True) -> Grid:
     """Return the cells of one configuration: its sweep's grid, or the one run that it is.
 
-    Prepares the corpus where it is absent. Raises PlanError for a single run that cannot be.
+    Prepares the corpus where it is absent, unless it must not `write`. Raises PlanError for a
+    single run that cannot be.
     """
+
+    def tokens() -> int | None:
+        return (
+            read_manifest(prepare(base.data)).train.n_tokens if write else known_tokens(base.data)
+        )
+
     if sweep is not None:
         if not plan_sweep(base, sweep, unique_tokens=None).cells:  # before any file
             return Grid(cells=(), refused=())
-        tokens = read_manifest(prepare(base.data)).train.n_tokens
-        return plan_sweep(base, sweep, unique_tokens=tokens)
+        return plan_sweep(base, sweep, unique_tokens=tokens())
     plan_run(base, vocab_size=base.data.vocab_size, unique_tokens=None)
-    tokens = read_manifest(prepare(base.data)).train.n_tokens
-    plan = plan_run(base, vocab_size=base.data.vocab_size, unique_tokens=tokens)
+    plan = plan_run(base, vocab_size=base.data.vocab_size, unique_tokens=tokens())
     return Grid(cells=(Cell(config=base, plan=plan),), refused=())
 
 

@@ -47,6 +47,7 @@ class Progress:
 
 
 ProgressHook = Callable[[Progress], None]
+StepHook = Callable[[], None]
 
 
 def train(
@@ -54,9 +55,11 @@ def train(
     corpus: Corpus,
     *,
     on_progress: ProgressHook | None = None,
+    on_step: StepHook = lambda: None,
 ) -> RunRecord:
     """Train, evaluate and record one run; return its record, at once where it is already there.
 
+    `on_step` is called after every step and evaluation, as a sign of life.
     Continues from the newest sound checkpoint. Started by torchrun, every process calls this and
     the one that leads writes all files. Raises PlanError, RunLockedError, MismatchError,
     DivergedError, or InterruptedRunError after a signal, when the state has been saved.
@@ -73,7 +76,7 @@ def train(
         if (done := team.lead(lambda: read_record(directory))) is not None:
             return _checked(done, corpus, directory)
         team.lead(lambda: rundir.begin(directory, config, plan, corpus.manifest.data_id))
-        return _Run(config, corpus, plan, directory, team, on_progress).finish()
+        return _Run(config, corpus, plan, directory, team, on_progress, on_step).finish()
 
 
 def _checked(record: RunRecord, corpus: Corpus, directory: Path) -> RunRecord:
@@ -96,9 +99,10 @@ class _Run:
         directory: Path,
         team: Team,
         on_progress: ProgressHook | None,
+        on_step: StepHook,
     ) -> None:
         self.config, self.corpus, self.plan, self.directory = config, corpus, plan, directory
-        self.team, self.on_progress = team, on_progress
+        self.team, self.on_progress, self.on_step = team, on_progress, on_step
         self.run_id = run_id(config)
         begin = time.perf_counter()
         device = runtime.pick_device(config.runtime)
@@ -139,11 +143,13 @@ class _Run:
 
     def finish(self) -> RunRecord:
         """Train what is missing, evaluate, and leave the record as the last thing written."""
-        self.team.lead(lambda: rundir.write_state(self.directory, "running"))
+        self._note_state("running")
         try:
             with runtime.stop_on_signals() as stop:
                 self._train(stop)
+                self._note_state("trained")
                 final = self._log_evaluation()
+                self._note_state("evaluated")
         except BaseException as error:
             self._leave(error)
             raise
@@ -168,6 +174,9 @@ class _Run:
         rundir.write_state(self.directory, "done")
         return record
 
+    def _note_state(self, state: str) -> None:
+        self.team.lead(lambda: rundir.write_state(self.directory, state))
+
     def _leave(self, error: BaseException) -> None:
         """Close what is open and note how the run stands; what was trained is kept."""
         self.metrics.close()
@@ -181,6 +190,7 @@ class _Run:
         session, plan = self.session, self.plan
         while session.step < plan.n_steps:
             session.train_step()
+            self.on_step()
             last = session.step == plan.n_steps
             if last or session.step % self.log_every == 0:
                 self._log_step()
@@ -225,6 +235,7 @@ class _Run:
         session = self.session
         result = session.evaluate()
         self._log(session.clock() | {"val/loss": result.loss, "val/bpb": result.bpb})
+        self.on_step()
         return result
 
     def _log(self, row: Row) -> None:

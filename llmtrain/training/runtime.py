@@ -1,13 +1,11 @@
 """The machine under a run: device, precision, seeds, peak, provenance, signals."""
 
 import contextlib
-import functools
 import hashlib
 import os
 import platform
 import resource
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -113,23 +111,6 @@ def versions() -> dict[str, str]:
     if torch.version.cuda is not None:
         found["cuda"] = torch.version.cuda
     return found
-
-
-@functools.cache
-def code_id() -> str:
-    """Return the git commit of the code, '+' and a hash of the uncommitted change, or 'unknown'."""
-    root = Path(llmtrain.__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> bytes:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, check=True, timeout=20).stdout
-
-    try:
-        commit = git("rev-parse", "--short=12", "HEAD").decode().strip()
-        change = git("diff", "HEAD", "--", "llmtrain")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return f"{commit}+{hashlib.sha256(change).hexdigest()[:8]}" if change else commit
 
 
 def warn(message: str) -> None:

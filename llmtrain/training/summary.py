@@ -7,6 +7,7 @@ from typing import Any
 from llmtrain.corpus.shards import Corpus
 from llmtrain.spec.branching import trunk_id
 from llmtrain.spec.build import config_hash
+from llmtrain.spec.code import code_id
 from llmtrain.spec.plan import RunPlan, run_id, run_identity
 from llmtrain.spec.record import SCHEMA, RunRecord
 from llmtrain.spec.schedule import is_annealed
@@ -86,7 +87,7 @@ def make_record(
         schema=SCHEMA,
         run_id=run_id(config),
         config_id=config_hash(run_identity(config)),
-        code_id=runtime.code_id(),
+        code_id=code_id(),
         family=config.name,
         data_name=manifest.name,
         data_id=manifest.data_id,
@@ -129,7 +130,8 @@ def make_record(
         energy_j=_joules(session, energy),
         energy_source=energy.source,
         hardware=runtime.hardware(session.device, config.runtime)
-        | {"n_devices": str(session.team.n_devices), "parallel": config.runtime.parallel},
+        | {"n_devices": str(session.team.n_devices), "parallel": config.runtime.parallel}
+        | {"micro_batch_tokens": str(config.runtime.micro_batch_tokens or plan.batch_tokens)},
         versions=runtime.versions(),
         metrics_sha256=metrics_sha256,
         lr_multiplier=config.recipe.lr_multiplier,

@@ -20,15 +20,20 @@ def opened(directory: Path) -> Corpus:
 def work(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Train the cell in payload["config"], or read its record where it is there already.
 
+    An empty report is a sign of life: one follows every step.
     Importable by name, so that a process on another machine can be told to do the same.
     """
-    from llmtrain.training.loop import Progress, train  # noqa: PLC0415 - the driver needs no torch
+    from llmtrain.training.loop import Progress  # noqa: PLC0415 - the driver needs no torch
+    from llmtrain.training.memory import train_in_memory  # noqa: PLC0415
 
     def on_progress(progress: Progress) -> None:
         report({"share": progress.step / progress.n_steps, "loss": progress.loss})
 
     config = build(TrainConfig, payload["config"])
-    record = train(config, opened(prepare(config.data)), on_progress=on_progress)
+    corpus = opened(prepare(config.data))
+    record = train_in_memory(
+        config, corpus, on_progress=on_progress, on_step=functools.partial(report, {})
+    )
     return {
         "val_loss": record.val_loss,
         "val_bpb": record.val_bpb,

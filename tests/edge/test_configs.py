@@ -8,7 +8,7 @@ from edge import CONFIG_DIR, compose
 
 from llmtrain.spec.errors import ConfigError, LlmtrainError
 from llmtrain.spec.plan import plan_run
-from llmtrain.spec.settings import TrainConfig, build_run
+from llmtrain.spec.settings import LaunchConfig, TrainConfig, build_run
 
 GROUPS = sorted(
     path.relative_to(CONFIG_DIR).with_suffix("").as_posix()
@@ -57,6 +57,13 @@ def test_keys_of_the_files_are_the_fields_of_the_classes():
         fields = {field.name for field in dataclasses.fields(hints[group])}
         composed = compose("train", [f"{group}={name}"])[group]
         assert set(composed) == fields, choice
+
+
+def test_top_level_keys_are_the_fields_of_the_run_and_of_the_call():
+    fields = {
+        field.name for kind in (TrainConfig, LaunchConfig) for field in dataclasses.fields(kind)
+    }
+    assert set(compose("train", [])) - {"sweep", "experiment"} == fields
 
 
 def test_the_rungs_are_named_by_their_shape():

@@ -1,4 +1,4 @@
-"""scripts/bench.py times the stages of a real report and says on what machine."""
+"""scripts/bench.py times real parts, stage by stage, and says on what machine."""
 
 import json
 import subprocess
@@ -27,6 +27,21 @@ def test_a_bench_prints_its_stages_and_writes_them_with_the_machine(tmp_path: Pa
     )
     assert {"numpy", "scipy", "cores"} <= set(document["machine"])
     assert f"{stages['all']:.2f}" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_pool_bench_does_the_same_work_warm_and_cold_and_says_how_it_came_about(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "bench.json"
+    done = bench("what=pool", "repeats=1", "cells=2", "steps=2", f"out={out}")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(out.read_text(encoding="utf-8"))
+    stages = document["median"]
+    ratio = stages["a process each"] / stages["warm workers"]
+    assert document["facts"]["cold over warm"] == pytest.approx(ratio)
+    assert document["command"].startswith("python scripts/bench.py what=pool repeats=1 cells=2")
+    assert {"cpu", "load", "torch", "code"} <= set(document["machine"])
 
 
 @pytest.mark.parametrize("override", ["what=nothing", "colour=red", "repeats=many"])

@@ -1,6 +1,9 @@
 import fcntl
+import json
 import multiprocessing
 import os
+import socket
+import threading
 
 import pytest
 
@@ -54,3 +57,27 @@ def test_another_run_or_other_data_in_the_directory_are_refused(make, tmp_path):
         rundir.begin(tmp_path, config, plan, "b" * 64)
     with pytest.raises(MismatchError, match="another configuration"):
         rundir.begin(tmp_path, make({"seed": 1}), plan, "a" * 64)
+
+
+def test_every_start_on_other_code_is_noted_with_its_environment(make, tmp_path, monkeypatch):
+    config = make()
+    plan = plan_run(config, vocab_size=256, unique_tokens=10**6)
+    for commit in ("a", "a", "b"):
+        monkeypatch.setattr(rundir, "code_identity", lambda commit=commit: {"commit": commit})
+        rundir.begin(tmp_path, config, plan, "a" * 64)
+    origins = json.loads((tmp_path / "origins.json").read_text())
+    assert [origin["code"]["commit"] for origin in origins] == ["a", "b"]
+    assert origins[0]["environment"]["python"]
+
+
+def test_who_only_looks_does_not_keep_an_owner_out(tmp_path):
+    with rundir.hold(tmp_path):
+        pass
+    with (tmp_path / "lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.03, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        with rundir.hold(tmp_path):
+            assert (
+                f"process {os.getpid()} on {socket.gethostname()} since 20"
+                in (tmp_path / "lock").read_text()
+            )

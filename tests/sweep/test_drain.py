@@ -17,8 +17,8 @@ from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.rundir import hold, read_state, run_directory, write_state
 from llmtrain.sweep import slurm
-from llmtrain.sweep.drain import read_cells, reopen, write_cells
-from llmtrain.sweep.ledger import release_branches
+from llmtrain.sweep.drain import read_cells, write_cells
+from llmtrain.sweep.ledger import release_branches, reopen
 from llmtrain.training.loop import train
 
 LONG = 102_400  # tokens: long enough to be stopped on the way

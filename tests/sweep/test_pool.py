@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from llmtrain.spec.errors import ConfigError, InterruptedRunError
-from llmtrain.sweep.pool import Job, Slot, Watcher, run_jobs
+from llmtrain.sweep.pool import Watcher, run_jobs
+from llmtrain.sweep.process import Job, Slot
 
 SLOTS = [Slot(index=i, cores=(min(os.sched_getaffinity(0)),), gpu=None) for i in range(2)]
 CALLS = []
@@ -31,6 +32,13 @@ def work(payload, report):
             Path(payload["path"]).touch()
             report({"share": 0.5})
             time.sleep(1.0)
+        case "hang":
+            report({})  # alive, for the last time
+            time.sleep(3600)
+        case "slow":  # longer than the limit of a hang, with signs of life
+            for _ in range(12):
+                time.sleep(0.25)
+                report({})
         case "wait":
             report({"share": 0.5})
             time.sleep(payload["seconds"])
@@ -59,11 +67,12 @@ class Recorder(Watcher):
 
 @pytest.fixture(scope="module")
 def five():
-    """Twelve jobs, of which four fail in four ways."""
+    """Fourteen jobs: four fail in four ways, one hangs, and one is only slow."""
     jobs = [job(f"ok{i}", cost=i) for i in range(8)]
     jobs += [job(do, do=do, cost=0.5) for do in ("raise", "refuse", "exit", "segfault")]
+    jobs += [job(do, do=do, cost=0.6) for do in ("hang", "slow")]
     recorder = Recorder()
-    return jobs, run_jobs(jobs, work, SLOTS, recorder), recorder
+    return jobs, run_jobs(jobs, work, SLOTS, recorder, hang_s=2.0), recorder
 
 
 def test_one_failure_does_not_touch_the_others(five):
@@ -75,14 +84,37 @@ def test_one_failure_does_not_touch_the_others(five):
         "refuse": "refused, as asked",
         "exit": "the worker left with code 7",
         "segfault": "the worker was killed by SIGSEGV",
+        "hang": "no step for hang_seconds=2; stack.txt says where it stood",
     }
-    assert {o.exit_code for o in outcomes if o.job.name == "refuse"} == {2}
+    ways = {outcome.job.name: outcome.way for outcome in outcomes if outcome.error}
+    assert ways == {
+        "raise": "ValueError",
+        "refuse": "ConfigError",
+        "exit": "died",
+        "segfault": "died",
+        "hang": "died",
+    }
+    assert {o.job.name: o.exit_code for o in outcomes if o.job.name in ("refuse", "hang")} == {
+        "refuse": 2,
+        "hang": 6,
+    }
+
+
+def test_a_hanging_worker_leaves_the_line_where_it_stood(five):
+    _, outcomes, _ = five
+    stacks = {outcome.job.name: outcome.stack for outcome in outcomes}
+    source = Path(__file__).read_text(encoding="utf-8").splitlines()
+    (line,) = [i for i, text in enumerate(source, 1) if text.strip() == "time.sleep(3600)"]
+    assert f'test_pool.py", line {line} in work' in stacks["hang"]
+    assert stacks["segfault"].startswith("Fatal Python error: Segmentation fault")
+    assert stacks["exit"] is None
+    assert stacks["ok0"] is None
 
 
 def test_workers_are_warm_pinned_and_bounded(five):
     _, outcomes, _ = five
     done = [outcome.result for outcome in outcomes if outcome.result]
-    assert len({result["pid"] for result in done}) <= 2 + 2  # two of them replaced
+    assert len({result["pid"] for result in done}) <= 2 + 3  # three of them replaced
     assert max(result["calls"] for result in done) > 1
     assert all(result["cores"] == list(SLOTS[0].cores) for result in done)
     assert {result["threads"] for result in done} == {"1"}

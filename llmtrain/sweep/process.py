@@ -1,0 +1,216 @@
+"""One warm worker process: its pipe, its heartbeat, its stack when it dies."""
+
+import contextlib
+import ctypes
+import faulthandler
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from llmtrain.spec.errors import HangError, LlmtrainError
+
+Report = Callable[[dict[str, Any]], None]
+"""Tells the driver of progress; an empty report is a sign of life and sends nothing."""
+Work = Callable[[dict[str, Any], Report], dict[str, Any]]
+"""Does one job: takes its payload and a function to report progress with, returns its result."""
+
+GRACE_S = 30.0  # what a worker gets to save its state after a signal
+DUMP_S = 5.0  # what a hanging worker gets to write its stack
+START_S = 120.0  # what a new process gets to import torch, whatever the limit of a hang
+PR_SET_PDEATHSIG = 1
+# glibc gives big blocks back to the system after every step and takes them anew: keeping them made
+# tiny models 9 to 15 % faster (docs/experiments.md). Read once, when a process starts.
+WORKER_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+DIED = "died"
+"""The way of failing of every job that took its worker with it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """Something to do in a worker."""
+
+    name: str
+    payload: dict[str, Any]
+    cost: float
+    """Any measure of its length; the longest job starts first."""
+    after: str | None = None
+    """Name of a job of the same pool to wait for, until it has ended or `ready` says so."""
+    ready: Callable[[], bool] | None = None
+    """Whether what the job needs of the one it waits for is there already."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How a job ended."""
+
+    job: Job
+    result: dict[str, Any] | None = None
+    error: str | None = None
+    """Why it failed, in one line; None where it did not."""
+    exit_code: int = 0
+    """0, or what a script would leave with for this error."""
+    way: str | None = None
+    """How it failed: the class of the error, or DIED; None where it did not."""
+    stack: str | None = None
+    """Where its threads were when it was killed for hanging, or crashed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slot:
+    """Where a worker runs."""
+
+    index: int
+    cores: tuple[int, ...]
+    gpu: str | None
+
+
+class Worker:
+    """A process, the pipe to it, and the job it is at; a process that dies is replaced."""
+
+    def __init__(self, slot: Slot, work: Work, scratch: Path) -> None:
+        """Start the process. `scratch`: an empty folder for the stacks of dying workers."""
+        self.slot, self.work = slot, work
+        self.stack_file = scratch / f"stack-{slot.index}.txt"
+        self.job: Job | None = None
+        self.hung_s: float | None = None
+        self._start()
+
+    def _start(self) -> None:
+        for name, value in WORKER_MALLOC.items():
+            os.environ.setdefault(name, value)
+        context = multiprocessing.get_context("spawn")
+        self.pipe, there = context.Pipe()
+        self.beats = context.RawValue(ctypes.c_uint64)
+        self.process: BaseProcess = context.Process(
+            target=_serve, args=(there, self.work, self.slot, self.beats, str(self.stack_file))
+        )
+        self.process.daemon = True
+        with _ctrl_c_waits():  # the process that starts now must not die of it
+            self.process.start()
+        there.close()
+
+    def give(self, job: Job) -> None:
+        """Hand over a job; a dead worker shows itself in `receive`."""
+        self.job = job
+        self.seen, self.quiet_s, self.looked_at = self.beats.value, 0.0, time.monotonic()
+        with contextlib.suppress(BrokenPipeError):
+            self.pipe.send(job.payload)
+
+    def receive(self) -> Outcome | dict[str, Any]:
+        """Return the job's outcome or, while it is under way, the progress that it reports."""
+        assert self.job is not None
+        try:
+            kind, value, way, code = self.pipe.recv()
+        except (EOFError, OSError):
+            return self._replace(self.job)
+        if kind == "progress":
+            return dict(value)
+        job, self.job = self.job, None
+        if kind == "done":
+            return Outcome(job=job, result=value)
+        return Outcome(job=job, error=value, exit_code=code, way=way)
+
+    def end_if_hung(self, limit_s: float, tick_s: float) -> None:
+        """Kill the process where its job has given no sign of life for `limit_s` seconds.
+
+        Call it every `tick_s`: a longer pause, in which this process itself was stopped, counts as
+        one tick. SIGABRT makes the process write the stacks of its threads; `receive` has them.
+        """
+        now, beats = time.monotonic(), self.beats.value
+        self.quiet_s += min(now - self.looked_at, tick_s)
+        self.looked_at = now
+        if beats != self.seen:
+            self.seen, self.quiet_s = beats, 0.0
+        elif self.quiet_s > (limit_s if beats else max(limit_s, START_S)):
+            self.hung_s = limit_s
+            self.send_signal(signal.SIGABRT)
+            self.process.join(timeout=DUMP_S)
+            self.process.kill()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal, if there is still someone to get it."""
+        assert self.process.pid is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
+
+    def close(self) -> None:
+        """End the process: an idle one leaves when its pipe ends, any other is killed."""
+        self.pipe.close()
+        self.process.join(timeout=GRACE_S)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+    def _replace(self, job: Job) -> Outcome:
+        """Return how the process died over the job, and start another one."""
+        self.process.join()
+        code = self.process.exitcode or 0
+        error, exit_code = f"the worker left with code {code}", 1
+        if code < 0:
+            error = f"the worker was killed by {signal.Signals(-code).name}"
+        if self.hung_s is not None:
+            error = f"no step for hang_seconds={self.hung_s:g}; stack.txt says where it stood"
+            exit_code = HangError.exit_code
+        stack = None
+        if self.stack_file.is_file():
+            stack = self.stack_file.read_text(encoding="utf-8", errors="replace") or None
+        self.pipe.close()
+        self.job = self.hung_s = None
+        self._start()
+        return Outcome(job=job, error=error, exit_code=exit_code, way=DIED, stack=stack)
+
+
+@contextlib.contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Hold SIGINT back, also in a process that is started meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(pipe: Connection, work: Work, slot: Slot, beats: Any, stack_file: str) -> None:
+    """Do jobs until the pipe ends. Runs in the worker process."""
+    os.environ.update(OMP_NUM_THREADS=str(len(slot.cores)), TOKENIZERS_PARALLELISM="false")
+    if slot.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = slot.gpu
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, slot.cores)
+    if sys.platform == "linux":  # a worker whose driver was killed saves and leaves too
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the driver, which asks to stop
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    stacks = Path(stack_file).open("w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
+    faulthandler.enable(stacks)  # on SIGABRT, SIGSEGV and their like
+
+    def report(progress: dict[str, Any]) -> None:
+        beats.value += 1
+        if progress:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.send(("progress", progress, None, 0))
+
+    while True:
+        try:
+            payload = pipe.recv()
+        except (EOFError, OSError):
+            os._exit(0)  # every file is closed; taking torch apart would cost a second
+        try:
+            answer: tuple[str, Any, str | None, int] = ("done", work(payload, report), None, 0)
+        except LlmtrainError as error:
+            answer = ("error", str(error), type(error).__name__, error.exit_code)
+        except Exception as error:
+            name = type(error).__name__
+            answer = ("error", f"{name}: {(str(error).splitlines() or [''])[0]}", name, 1)
+        with contextlib.suppress(BrokenPipeError):
+            pipe.send(answer)

@@ -1,0 +1,65 @@
+"""A run that does not fit the device is trained again in smaller passes: same batch, same loss."""
+
+import dataclasses
+import gc
+
+import torch
+
+from llmtrain.corpus.shards import Corpus
+from llmtrain.spec.errors import OutOfMemoryError
+from llmtrain.spec.plan import plan_run
+from llmtrain.spec.record import RunRecord
+from llmtrain.spec.settings import TrainConfig
+from llmtrain.training.loop import ProgressHook, StepHook, train
+from llmtrain.training.runtime import warn
+
+# What torch says besides torch.OutOfMemoryError: its CPU allocator, CUDA's libraries, C++.
+SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "bad_alloc")
+
+
+def train_in_memory(
+    config: TrainConfig,
+    corpus: Corpus,
+    *,
+    on_progress: ProgressHook | None = None,
+    on_step: StepHook = lambda: None,
+) -> RunRecord:
+    """Train one run as `train` does; where memory runs out, halve the rows of a pass and go on.
+
+    runtime.micro_batch_tokens is no part of a run's identity: the loss is the same up to float
+    error. Raises OutOfMemoryError where one row per pass is still too much. Several devices would
+    have to agree on the passes: there the first failure is the last.
+    """
+    while True:
+        try:
+            return train(config, corpus, on_progress=on_progress, on_step=on_step)
+        except (RuntimeError, MemoryError) as error:
+            if config.runtime.parallel != "none" or not is_out_of_memory(error):
+                raise
+            config = smaller_passes(config, corpus.manifest.vocab_size)
+        # Here the error and its frames, which held the tensors, are gone.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        warn(f"out of memory; again with {config.runtime.micro_batch_tokens} tokens a pass")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+
+
+def smaller_passes(config: TrainConfig, vocab_size: int) -> TrainConfig:
+    """Return the run with half the rows in a pass. Raises OutOfMemoryError where one is left."""
+    seq_len = config.seq_len.seq_len
+    batch = plan_run(config, vocab_size=vocab_size, unique_tokens=None).batch_tokens
+    rows = min(config.runtime.micro_batch_tokens or batch, batch) // seq_len
+    if rows <= 1:
+        raise OutOfMemoryError(
+            f"out of memory with one row of {seq_len} tokens a pass; take "
+            "runtime.activation_checkpointing=true, a smaller model or a bigger device"
+        )
+    runtime = dataclasses.replace(config.runtime, micro_batch_tokens=rows // 2 * seq_len)
+    return dataclasses.replace(config, runtime=runtime)
