@@ -3,10 +3,12 @@
   python scripts/bench.py what=analysis
   python scripts/bench.py what=analysis repeats=5 draws=1000 out=bench.json
   python scripts/bench.py what=pool cells=12 steps=50
+  python scripts/bench.py what=peer peer=PATH/nanoGPT
 
 `what` is one of: analysis (load, fits and bootstrap, figures and report of 250 planted runs;
 draws=1000), pool (the same tiny cells in warm workers and in a process each, as a ratio; cells=12,
-steps=50). Prints the median of the repeats, each stage by itself; `out` gets the same as JSON with
+steps=50), peer (the demo's shapes, batches and text beside nanoGPT's own loop, checked out at
+`peer`). Prints the median of the repeats, each stage by itself; `out` gets the same as JSON with
 hardware, load, versions, commit and command.
 """
 
@@ -19,6 +21,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from benches import Bench
 from edge import check_overrides, run_edge
@@ -29,7 +32,7 @@ from llmtrain import __version__
 from llmtrain.spec.code import code_id
 from llmtrain.spec.errors import ConfigError
 
-PARTS = ("analysis", "pool")  # modules of benches/; each holds a BENCH
+PARTS = ("analysis", "pool", "peer")  # modules of benches/; each holds a BENCH
 COMMON = {"what": "analysis", "repeats": "3", "out": ""}
 
 
@@ -55,7 +58,7 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def options(overrides: list[str]) -> tuple[Bench, dict[str, str], dict[str, int]]:
+def options(overrides: list[str]) -> tuple[Bench, dict[str, str], dict[str, Any]]:
     """Return the bench, its common keys and its own. Raises ConfigError."""
     check_overrides(overrides)
     given = dict(override.split("=", 1) for override in overrides)
@@ -63,7 +66,7 @@ def options(overrides: list[str]) -> tuple[Bench, dict[str, str], dict[str, int]
     if what not in PARTS:
         raise ConfigError(f"what={what} is not one of {', '.join(PARTS)}")
     bench: Bench = import_module(f"benches.{what}").BENCH
-    known = COMMON | dict(bench.keys)
+    known = COMMON | dict(bench.keys) | dict(bench.text)
     if unknown := sorted(set(given) - set(known)):
         raise ConfigError(f"what={what} takes {', '.join(known)}; not {', '.join(unknown)}")
     taken = known | given
@@ -71,7 +74,9 @@ def options(overrides: list[str]) -> tuple[Bench, dict[str, str], dict[str, int]
     for name, value in numbers.items():
         if not value.isdecimal() or int(value) < 1:
             raise ConfigError(f"{name}={value} must be a whole number above 0")
-    return bench, {name: taken[name] for name in COMMON}, {n: int(v) for n, v in numbers.items()}
+    keys: dict[str, Any] = {name: int(value) for name, value in numbers.items()}
+    keys |= {name: taken[name] for name in bench.text}
+    return bench, {name: taken[name] for name in COMMON}, keys
 
 
 def main(overrides: list[str]) -> None:

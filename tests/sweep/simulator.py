@@ -87,7 +87,8 @@ class Surface:
             "name": "planted", "budgets": BUDGETS, "widths": [64], "depths": [4], "n_heads": None,
             "aspect_min": 1, "aspect_max": 99, "sizes_per_budget": 7, "span": 4.0,
             "optimum_flops": BUDGETS[-1], "optimum_params": self.centre(BUDGETS[-1]),
-            "optimum_exponent": self.exponent, "seeds": [0], "mode": "adaptive", "law": None,
+            "optimum_exponent": self.exponent, "seeds": [0], "branching": False,
+            "mode": "adaptive", "law": None,
             "lr_min": None, "lr_max": None, "adaptive": rules | adaptive,
             "bracket": {"budgets": [], "factors": [0.5, 1.0, 2.0], "arm": 2.0},
         }  # fmt: skip

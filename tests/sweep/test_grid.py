@@ -264,7 +264,7 @@ def test_cells_of_one_shape_and_seed_share_a_trunk_and_the_saving_is_stored(make
         assert len(trunk.config.checkpoint.branch_at) == len(branches)
         expected += largest + 0.2 * sum(b.config.budget.flops for b in branches)
     assert sum(cell.spent for cell in grid.cells) == pytest.approx(expected, rel=0.005)
-    write_sweep(tmp_path, grid)
+    write_sweep(tmp_path, [grid])
     stored = json.loads((tmp_path / "sweep.json").read_text())
     assert stored["flops_spent"] == pytest.approx(expected, rel=0.005)
     assert stored["flops"] == pytest.approx(8 * sum(TRUNKS["budgets"]), rel=0.005)

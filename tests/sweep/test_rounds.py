@@ -17,7 +17,8 @@ SWEEP = {
     "name": "rounds", "budgets": [1e11, 2e11, 4e11], "widths": [8, 16, 24, 32, 48, 64, 96],
     "depths": [1, 2, 3], "n_heads": 1, "aspect_min": 4, "aspect_max": 64, "sizes_per_budget": 5,
     "span": 4.0, "optimum_flops": 1e11, "optimum_params": 1.5e4, "optimum_exponent": 0.5,
-    "seeds": [0], "mode": "adaptive", "law": None, "lr_min": None, "lr_max": None,
+    "seeds": [0], "branching": False, "mode": "adaptive", "law": None,
+    "lr_min": None, "lr_max": None,
     "adaptive": {
         "method": "approach2", "first_sizes": 4, "cells_per_round": 3, "width": 0.15,
         "forecast_sd": None, "forecast_flops": None, "max_flops": None, "max_rounds": 30,

@@ -7,15 +7,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from edge import compose
 
+from benches import Bench, Facts, Seconds
 from llmtrain.corpus.manifest import read_manifest
 from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import open_corpus
@@ -23,12 +24,14 @@ from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.settings import TrainConfig, build_run
+from llmtrain.sweep.drain import cell_job
 from llmtrain.sweep.grid import Cell, plan_sweep
-from llmtrain.sweep.launcher import cell_job
-from llmtrain.sweep.pool import Slot, Watcher, make_slots, run_jobs
+from llmtrain.sweep.pool import Watcher, make_slots, run_jobs
+from llmtrain.sweep.process import Slot
 from llmtrain.sweep.sweeper import raise_failures
 from llmtrain.training.worker import work
 
+PEER, OWN = "nanoGPT", "llmtrain"
 PEER_FILES = ("train.py", "model.py", "configurator.py")
 PEER_STEPS, OWN_STEPS = 60, 200
 SETTLE = 10
@@ -38,68 +41,47 @@ ITERATION = re.compile(r"iter (\d+): .* time ([0-9.]+)ms")
 META = b"(dS'vocab_size'\nI256\ns."
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pair:
-    """One shape and batch, timed on both sides; tokens per second of both cores together."""
-
-    d_model: int
-    n_layers: int
-    batch_tokens: int
-    n_tokens: int
-    """Tokens of the demo's cells of this shape and batch."""
-    own: tuple[float, ...]
-    peer: tuple[float, ...]
-
-    @property
-    def ratio(self) -> float:
-        """How many times faster than the peer, by medians."""
-        return median(self.own) / median(self.peer)
-
-
-def bench_peer(peer: Path, repeats: int) -> list[Pair]:
-    """Time every shape and batch of the demo on both sides, in turn, `repeats` times.
+def time_both(keys: Mapping[str, Any]) -> Seconds:
+    """Return the seconds of the demo's tokens on both sides, shape by shape, at measured speeds.
 
     The peer runs as its own program: one process, eager, float32, as many threads as cores. Ours
     runs as a sweep does: a warm worker of one thread on every core, each training the same cell.
-    Start-up, evaluation and checkpoints are left out on both sides.
+    Start-up, evaluation and checkpoints are left out on both sides. Raises ConfigError where
+    `peer` is no checkout of nanoGPT.
     """
+    peer = Path(keys["peer"]).resolve()
     missing = [name for name in PEER_FILES if not (peer / name).is_file()]
-    if missing:
-        raise ConfigError(f"peer={peer} has no {', '.join(missing)}: give a checkout of nanoGPT")
+    if not keys["peer"] or missing:
+        raise ConfigError(f"peer={keys['peer']!r} has no {PEER_FILES[0]}: give a nanoGPT checkout")
     config, sweep = build_run(compose("train", ["sweep=demo", "tracking.wandb=disabled"]))
     assert sweep is not None
     manifest = read_manifest(directory := prepare(config.data))
     cells = plan_sweep(config, sweep, unique_tokens=manifest.train.n_tokens).cells
-    slots = make_slots(1)
-    groups = list(_shapes(cells))
-    theirs: list[list[float]] = [[] for _ in groups]
-    ours: list[list[float]] = [[] for _ in groups]
+    groups, slots = list(_shapes(cells)), make_slots(1)
+    seconds: Seconds = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         _set_up(peer, root / "peer", open_corpus(directory).train)
-        for repeat in range(repeats):
-            for rates, (cell, *_) in zip(theirs, groups, strict=True):
-                rates.append(_peer_rate(root / "peer", cell, len(slots)))
-            found = _own_rates([group[0] for group in groups], slots, root / f"runs{repeat}")
-            for rates, rate in zip(ours, found, strict=True):
-                rates.append(rate)
-    return [
-        Pair(
-            d_model=group[0].config.model.d_model,
-            n_layers=group[0].config.model.n_layers,
-            batch_tokens=group[0].plan.batch_tokens,
-            n_tokens=sum(cell.plan.n_tokens for cell in group),
-            own=tuple(own),
-            peer=tuple(other),
-        )
-        for group, own, other in zip(groups, ours, theirs, strict=True)
-    ]
+        theirs = [_peer_rate(root / "peer", group[0], len(slots)) for group in groups]
+        ours = _own_rates([group[0] for group in groups], slots, root / "runs")
+    for group, other, own in zip(groups, theirs, ours, strict=True):
+        n_tokens = sum(cell.plan.n_tokens for cell in group)
+        model = group[0].config.model
+        name = f"w{model.d_model}d{model.n_layers}, {group[0].plan.batch_tokens} tokens a step"
+        seconds |= {f"{name}: {PEER}": n_tokens / other, f"{name}: {OWN}": n_tokens / own}
+    return seconds
 
 
-def overall(pairs: list[Pair]) -> float:
-    """Return the ratio of the times that all cells of the demo would take."""
-    theirs = sum(pair.n_tokens / median(pair.peer) for pair in pairs)
-    return theirs / sum(pair.n_tokens / median(pair.own) for pair in pairs)
+def ratios(seconds: Seconds) -> Facts:
+    """Return how many times faster our side is: over all cells of the demo, and by shape."""
+    theirs = {k.rpartition(":")[0]: v for k, v in seconds.items() if k.endswith(PEER)}
+    ours = {k.rpartition(":")[0]: v for k, v in seconds.items() if k.endswith(OWN)}
+    by_shape = {name: theirs[name] / ours[name] for name in theirs}
+    return {
+        "times faster, all cells of the demo": sum(theirs.values()) / sum(ours.values()),
+        "least of a shape": min(by_shape.values()),
+        "most of a shape": max(by_shape.values()),
+    }
 
 
 def _shapes(cells: tuple[Cell, ...]) -> Iterator[list[Cell]]:
@@ -175,3 +157,6 @@ def _shortened(cell: Cell, seed: int, runs_root: Path) -> TrainConfig:
             config.evaluation, n_tokens=2 * plan.block_len, points=1, sample_tokens=0
         ),
     )
+
+
+BENCH = Bench(keys={}, text={"peer": ""}, run=time_both, facts=ratios, packages=("torch", "numpy"))
