@@ -6,7 +6,7 @@ python scripts/status.py runs=runs/demo
 from collections import Counter
 from pathlib import Path
 
-from edge import check_overrides, run_edge
+from edge import key_values, run_edge
 from rich.console import Console
 
 from llmtrain.spec.errors import ConfigError
@@ -15,9 +15,8 @@ from llmtrain.sweep.ledger import read_sweep
 
 def main(overrides: list[str]) -> None:
     """Read the ledger and print it."""
-    check_overrides(overrides)
-    given = dict(override.split("=", 1) for override in overrides)
-    if set(given) != {"runs"}:
+    given = key_values(overrides, ("runs",))
+    if "runs" not in given:
         raise ConfigError("status.py takes one key: runs=runs/NAME")
     cells = read_sweep(Path(given["runs"]))
     console = Console(highlight=False, soft_wrap=True)

@@ -6,12 +6,15 @@ import fcntl
 import json
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from llmtrain.spec.errors import MismatchError, RunLockedError
+from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.plan import RunPlan, run_id, run_identity
+from llmtrain.spec.redact import redact
 from llmtrain.spec.settings import TrainConfig
 
 STATE_FILE = "state.json"
@@ -24,9 +27,14 @@ def run_directory(config: TrainConfig) -> Path:
 
 @contextlib.contextmanager
 def hold(directory: Path) -> Iterator[None]:
-    """Hold the directory for this process. Raises RunLockedError where another one does."""
+    """Hold the directory for this process.
+
+    Raises RunLockedError where another one does, and MismatchError where others could write there.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("a+", encoding="utf-8") as file:
+    if (why := why_not_ours(directory)) is not None:
+        raise MismatchError(f"{directory} {why}; move it away or choose another runs_root")
+    with open(directory / "lock", "a+", encoding="utf-8", opener=_not_through_links) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -40,6 +48,29 @@ def hold(directory: Path) -> Iterator[None]:
         yield  # closing the file gives the lock back, also when the process dies
 
 
+def why_not_ours(directory: Path) -> str | None:
+    """Return why a run's directory cannot be trusted: whoever owns it decides what is in it.
+
+    A link in place of the directory, or of its family's, would lead out of the runs' root.
+    """
+    for folder in (directory.parent, directory):
+        if folder.is_symlink():
+            return "is a link" if folder == directory else f"lies behind the link {folder}"
+    try:
+        status = directory.stat()
+    except OSError:
+        return None
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"belongs to another user ({status.st_uid})"
+    if status.st_mode & stat.S_IWOTH:
+        return "can be written by every user"
+    return None
+
+
+def _not_through_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON by rename: whole or absent."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -49,13 +80,13 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_state(directory: Path, state: str, reason: str | None = None) -> None:
     """Note how far the run is, and why it ended where it failed."""
-    write_json(directory / STATE_FILE, {"state": state, "reason": reason})
+    write_json(directory / STATE_FILE, {"state": state, "reason": reason and redact(reason)})
 
 
 def read_state(directory: Path) -> tuple[str, str | None]:
     """Return (state, reason); 'planned' where nothing has been written yet."""
     try:
-        raw = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
+        raw = read_json(directory / STATE_FILE)
         return str(raw["state"]), raw["reason"]
     except (OSError, ValueError, KeyError, TypeError):
         return "planned", None
@@ -68,7 +99,7 @@ def begin(directory: Path, config: TrainConfig, plan: RunPlan, data_id: str) -> 
     """
     path = directory / "config.json"
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         if found["data_id"] != data_id:
             raise MismatchError(
                 f"{directory} was begun on data {found['data_id'][:12]}, now it is {data_id[:12]}; "

@@ -10,7 +10,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from llmtrain.spec.check import check
+from llmtrain.spec.build import build
+from llmtrain.spec.check import check, check_between
 from llmtrain.spec.errors import LlmtrainError
 from llmtrain.spec.placement import placement
 from llmtrain.spec.plan import run_id
@@ -92,11 +93,23 @@ class CellLauncher(Launcher):
         raise NotImplementedError
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolConfig:
+    """configs/hydra/launcher/pool.yaml."""
+
+    per_device: int
+    """Workers per GPU, or per core where there is none."""
+
+    def __post_init__(self) -> None:
+        """Refuse a pool without workers."""
+        check_between("hydra.launcher.per_device", self.per_device, 1, 1024)
+
+
 class PoolLauncher(CellLauncher):
     """Runs cells in a bounded pool of warm processes, one per GPU or core times `per_device`."""
 
     def __init__(self, per_device: int) -> None:
-        self.per_device = per_device
+        self.per_device = build(PoolConfig, {"per_device": per_device}, "hydra.launcher").per_device
 
     def run_cells(self, configs: Sequence[TrainConfig]) -> list[Outcome | None]:
         """Run the cells that have no record yet; a finished cell's outcome is None."""

@@ -1,12 +1,12 @@
 """The state of a sweep on disk: its plan, and how far each cell is. No clock decides anything."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.record import RECORD_FILE, read_record
-from llmtrain.spec.rundir import is_held, read_state, write_json
+from llmtrain.spec.rundir import is_held, read_state, why_not_ours, write_json
 from llmtrain.sweep.grid import Grid
 
 PLAN_FILE = "sweep.json"
@@ -27,7 +27,7 @@ def write_sweep(directory: Path, grid: Grid) -> None:
     """Write the sweep's plan before its first cell starts; cells of earlier plans stay listed."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / PLAN_FILE
-    known = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else {}
+    known = read_json(path)["cells"] if path.is_file() else {}
     for cell in grid.cells:
         known[cell.run_id] = {
             "d_model": cell.config.model.d_model,
@@ -45,8 +45,8 @@ def write_sweep(directory: Path, grid: Grid) -> None:
 
 
 def is_done(directory: Path) -> bool:
-    """Return whether a run's directory holds its record."""
-    return (directory / RECORD_FILE).is_file()
+    """Return whether a run's directory holds its record, and is not another user's."""
+    return (directory / RECORD_FILE).is_file() and why_not_ours(directory) is None
 
 
 def read_sweep(directory: Path) -> list[CellStatus]:
@@ -59,7 +59,7 @@ def read_sweep(directory: Path) -> list[CellStatus]:
     names: list[str] = []
     path = directory / PLAN_FILE
     if path.is_file():
-        names = list(json.loads(path.read_text(encoding="utf-8"))["cells"])
+        names = list(read_json(path)["cells"])
     found = sorted(p.parent.name for p in directory.glob("*/config.json"))
     return [_status(directory / name) for name in dict.fromkeys([*names, *found])]
 

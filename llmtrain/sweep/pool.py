@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.spec.errors import InterruptedRunError, LlmtrainError
+from llmtrain.spec.redact import redact
 
 Report = Callable[[dict[str, Any]], None]
 Work = Callable[[dict[str, Any], Report], dict[str, Any]]
@@ -248,9 +249,10 @@ def _serve(pipe: Connection, work: Work, slot: Slot) -> None:
         try:
             answer: tuple[str, Any, int] = ("done", work(payload, report), 0)
         except LlmtrainError as error:
-            answer = ("error", str(error), error.exit_code)
+            answer = ("error", redact(str(error)), error.exit_code)
         except Exception as error:
-            answer = ("error", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", 1)
+            first = (str(error).splitlines() or [""])[0]
+            answer = ("error", redact(f"{type(error).__name__}: {first}"), 1)
         with contextlib.suppress(BrokenPipeError):
             pipe.send(answer)
 

@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmtrain.spec.errors import CheckpointError
+from llmtrain.spec.jsonfile import read_json
 
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
@@ -61,10 +63,11 @@ def load_checkpoint(folder: Path, *, run_id: str) -> tuple[dict[str, Any] | None
     for path in found:
         problem = _problem(path, run_id)
         if problem is None:
-            tensors = load_file(path / TENSORS)
-            tree = json.loads((path / STATE).read_text(encoding="utf-8"))
-            state: dict[str, Any] = _unpack(tree, tensors)
-            return state, rejected
+            try:
+                state: dict[str, Any] = _unpack(read_json(path / STATE), load_file(path / TENSORS))
+                return state, rejected
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+                problem = f"unreadable ({type(error).__name__}: {error})"  # with hashes that agree
         rejected.append(f"{path}: {problem}; passed over")
     if rejected:
         raise CheckpointError(
@@ -76,7 +79,7 @@ def load_checkpoint(folder: Path, *, run_id: str) -> tuple[dict[str, Any] | None
 def _problem(path: Path, run_id: str) -> str | None:
     """Return what is wrong with a checkpoint, or None."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(path / MANIFEST)
         if manifest["run_id"] != run_id:
             return f"belongs to run {manifest['run_id']}"
         if f"step-{manifest['step']:09d}" != path.name:
