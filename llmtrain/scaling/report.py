@@ -118,14 +118,14 @@ def _markdown(analysis: Analysis, drawn: Sequence[Sequence[DrawnFigure]], comman
     if compared is not None:
         parts.append(_md_table(compared))
     parts.append(_md_table(_exclusions(analysis)))
-    parts.append(f"### Command\n\n    {command}")
+    parts.append(f"### Command\n\n    {' '.join(command.splitlines())}")
     return "\n\n".join(parts) + "\n"
 
 
 def _md(text: str) -> str:
     """Escape what Markdown or HTML inside it would act on."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text).replace("\n", " ")
+    return re.sub(r"([\\`*_$\[\]|])", r"\\\1", " ".join(text.splitlines()))
 
 
 def _md_table(table: Table) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from urllib.parse import quote
 
@@ -61,7 +62,13 @@ def refuse_secret(field: str, text: str) -> None:
 
 
 def _spellings(value: str) -> Iterator[str]:
-    yield from {value, repr(value)[1:-1], json.dumps(value)[1:-1], quote(value, safe="")}
+    yield from {
+        value,
+        repr(value)[1:-1],
+        json.dumps(value)[1:-1],
+        quote(value, safe=""),
+        shlex.quote(value),
+    }
 
 
 def _is_number(text: str) -> bool:

@@ -34,7 +34,7 @@ def hold(directory: Path) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
     if (why := why_not_ours(directory)) is not None:
         raise MismatchError(f"{directory} {why}; move it away or choose another runs_root")
-    with open(directory / "lock", "a+", encoding="utf-8", opener=_not_through_links) as file:
+    with (directory / "lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -53,9 +53,9 @@ def why_not_ours(directory: Path) -> str | None:
 
     A link in place of the directory, or of its family's, would lead out of the runs' root.
     """
-    for folder in (directory.parent, directory):
-        if folder.is_symlink():
-            return "is a link" if folder == directory else f"lies behind the link {folder}"
+    for path in (directory.parent, directory, directory / "lock"):
+        if path.is_symlink():
+            return f"is reached through the link {path}"
     try:
         status = directory.stat()
     except OSError:
@@ -65,10 +65,6 @@ def why_not_ours(directory: Path) -> str | None:
     if status.st_mode & stat.S_IWOTH:
         return "can be written by every user"
     return None
-
-
-def _not_through_links(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def write_json(path: Path, value: Any) -> None:
