@@ -64,9 +64,20 @@ def guarded(action: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         _complain(f"{program}: interrupted; run the same command to go on")
         return 75
-    except Exception:  # a bug: Python's own report and code, but no secret in it
-        sys.stderr.write(redact(traceback.format_exc()))
+    except Exception as error:
+        if _raised_by_hydra(error):  # some malformed overrides reach Python's own errors in there
+            given = short(" ".join(sys.argv[1:]), 200)
+            _complain(
+                f"{program}: {explain(error)}; expected overrides as configs/ has them: {given}"
+            )
+            return ConfigError.exit_code
+        sys.stderr.write(redact(traceback.format_exc()))  # a bug: Python's own report and code
         return 1
+
+
+def _raised_by_hydra(error: BaseException) -> bool:
+    innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return bool({"hydra", "omegaconf"} & set(innermost.parts))
 
 
 def _complain(line: str) -> None:

@@ -70,6 +70,8 @@ def explain(error: BaseException) -> str:
         return f"{found[1]}: unknown key{_nearest(found[1])}"
     if found := re.match(r"Could not delete from config\. '(.+?)' does not exist", text):
         return f"~{found[1]}: unknown key{_nearest(found[1])}"
+    if found := re.match(r"Error merging override (.+)", text):
+        return f"{found[1]}: expected the kind of value that configs/ has for this key"
     if found := re.search(r"Could not (?:find|load) '([^']+)/([^/']*)'", text):
         group, choice = found[1].removeprefix("/"), found[2]
         names = ", ".join(sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml")))

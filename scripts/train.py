@@ -31,10 +31,10 @@ from llmtrain.training.worker import opened, work
 
 def train_one(config: TrainConfig) -> None:
     """Train one run in this process and print its result."""
-    from llmtrain.training.loop import train  # noqa: PLC0415 - 1.4 s, after the config is checked
-
     leads = placement(config.runtime.parallel).rank == 0
     plan_run(config, vocab_size=config.data.vocab_size, unique_tokens=None)  # before any file
+    from llmtrain.training.loop import train  # noqa: PLC0415 - 1.4 s, after the config is checked
+
     corpus = opened(prepare(config.data))
     with RunConsole(enabled=config.tracking.progress and leads) as console:
         record = train(config, corpus, on_progress=console.show)

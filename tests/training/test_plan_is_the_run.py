@@ -60,7 +60,7 @@ class Counted(Session):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.shapes: list[tuple[int, int, int | None]] = []
-        self.flops = 0.0
+        self.flops: dict[Any, int] = {}  # of a step, by stage
         self.model.register_forward_pre_hook(self._note, with_kwargs=True)
         LAST.append(self)
 
@@ -70,22 +70,32 @@ class Counted(Session):
             self.shapes.append((rows, length, options["window"]))
 
     def _backward(self, stage: Any) -> torch.Tensor:
+        if stage in self.flops:
+            return super()._backward(stage)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             loss = super()._backward(stage)
-        self.flops += counter.get_total_flops()
+        self.flops[stage] = counter.get_total_flops()
         return loss
 
 
 LAST: list[Counted] = []
 
 
-@pytest.mark.parametrize("count", [pytest.param(200, marks=pytest.mark.slow), 6])
+FULL = [pytest.param(50, seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(("count", "seed"), [*FULL, (6, 0)])
 def test_the_dry_run_is_the_real_run(
-    make: Any, tiny_corpus_dir: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, count: int
+    make: Any,
+    tiny_corpus_dir: Any,
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    seed: int,
 ) -> None:
     monkeypatch.setattr(loop, "Session", Counted)
     corpus = open_corpus(tiny_corpus_dir)
-    rng = random.Random(count)
+    rng = random.Random(seed)
     done = refused = 0
     while done < count:
         try:
@@ -94,7 +104,7 @@ def test_the_dry_run_is_the_real_run(
         except ConfigError:
             refused += 1
             continue
-        if plan.n_steps > 40:
+        if plan.n_steps > 12:
             continue
         record = loop.train(config, corpus)
         session = LAST.pop()
@@ -114,7 +124,8 @@ def test_the_dry_run_is_the_real_run(
         assert parameter_counts(session.model) == plan.params == record.params
         assert record.flops == plan.flops
         if all(stage.window is None for stage in plan.stages):  # torch counts a window as whole
-            assert session.flops == pytest.approx(plan.flops["full_attention"], rel=1e-6)
+            counted = sum(stage.n_steps * session.flops[stage] for stage in plan.stages)
+            assert counted == pytest.approx(plan.flops["full_attention"], rel=1e-6)
         last = (run_directory(config) / "metrics.jsonl").read_text().splitlines()[-1]
         assert json.loads(last)["tokens"] == plan.n_tokens
         spent = record.flops[config.budget.convention]
