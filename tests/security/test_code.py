@@ -26,7 +26,7 @@ from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.corpus.tokenizer import load
 from llmtrain.spec.errors import CheckpointError, ConfigError, MismatchError
-from llmtrain.spec.jsonfile import parse_json
+from llmtrain.spec.jsonfile import MAX_BYTES, parse_json, read_json
 from llmtrain.training.checkpoint import _describe, load_checkpoint, save_checkpoint
 
 Storm = Callable[[Sequence[Sequence[str]]], list[dict[str, Any]]]
@@ -138,6 +138,14 @@ def test_malformed_tensors_and_deep_json_are_refused_within_little_memory(tmp_pa
 def test_json_that_would_break_the_reader_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"JSON|digits"):
         parse_json(text)
+
+
+def test_a_huge_file_of_json_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "huge.json"
+    path.touch()
+    os.truncate(path, MAX_BYTES + 1)
+    with pytest.raises(ValueError, match="bytes of JSON, more than"):
+        read_json(path)
 
 
 def test_a_corpus_with_pickles_and_a_foreign_tokenizer_is_refused(
