@@ -42,25 +42,17 @@ def check_overrides(overrides: Sequence[str]) -> None:
     The configuration files are held to the same rules. Raises ConfigError.
     """
     _check_files()
-    seen: dict[str, str] = {}
-    for override in overrides:
-        key = _checked_key(override)
-        if key in seen:
-            raise ConfigError(
-                f"{key} is set twice, by {short(seen[key], 60)!r} and {short(override, 60)!r}; "
-                "keep one"
-            )
-        seen[key] = override
+    _each_once([(_checked_key(override), override) for override in overrides])
 
 
 def key_values(overrides: Sequence[str], known: Sequence[str]) -> dict[str, str]:
-    """Return key -> value for a script without a configuration file. Raises ConfigError."""
-    check_overrides(overrides)
-    given = dict(override.partition("=")[::2] for override in overrides)
-    for key in given:
-        if key not in known:
-            raise ConfigError(f"{key}: unknown key; this script takes {', '.join(known)}")
-    return given
+    """Return key -> value for a script that Hydra has no part in. Raises ConfigError."""
+    matches = [_matched(override) for override in overrides]
+    for match in matches:
+        if match["sign"] or match["key"] not in known:
+            raise ConfigError(f"{short(match[0])!r}: unknown key; known keys: {', '.join(known)}")
+    _each_once([(match["key"], match[0]) for match in matches])
+    return {match["key"]: match["value"] for match in matches}
 
 
 def explain(error: BaseException) -> str:
@@ -85,21 +77,41 @@ def short(text: str, limit: int = 120) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _checked_key(override: str) -> str:
-    """Return the key of an override that may be passed to Hydra. Raises ConfigError."""
-    shown = repr(short(override))
+def _each_once(given: Sequence[tuple[str, str]]) -> None:
+    seen: dict[str, str] = {}
+    for key, override in given:
+        if key in seen:
+            pair = f"{short(seen[key], 60)!r} and {short(override, 60)!r}"
+            raise ConfigError(f"{key} is set twice, by {pair}; keep one")
+        seen[key] = override
+
+
+def _matched(override: str) -> re.Match[str]:
+    """Return an override's sign, key and value. Raises ConfigError."""
     match = OVERRIDE.fullmatch(override)
     if match is None or (match["value"] is None) != (match["sign"] == "~"):
-        raise ConfigError(f"{shown} is no override; write key=value, as in seed=1")
-    sign, key, value = match["sign"], match["key"], match["value"] or ""
-    refuse_secret(key, value)
-    if len(override) > MAX_CHARS or _depth(value) > MAX_DEPTH:
+        raise ConfigError(f"{short(override)!r} is no override; write key=value, as in seed=1")
+    refuse_secret(match["key"], match["value"] or "")
+    if len(override) > MAX_CHARS:
         raise ConfigError(
-            f"{shown} has {len(override)} characters and {_depth(value)} nested brackets, more "
-            f"than {MAX_CHARS} or {MAX_DEPTH}; shorten it"
+            f"{short(override)!r} has {len(override)} characters, more than {MAX_CHARS}; shorten it"
         )
     if not override.isprintable():
-        raise ConfigError(f"{shown} holds an unprintable character; remove it")
+        raise ConfigError(f"{short(override)!r} holds an unprintable character; remove it")
+    return match
+
+
+def _checked_key(override: str) -> str:
+    """Return the key of an override that may be passed to Hydra. Raises ConfigError."""
+    match = _matched(override)
+    shown, sign, key, value = (
+        repr(short(override)),
+        match["sign"],
+        match["key"],
+        match["value"] or "",
+    )
+    if (depth := _depth(value)) > MAX_DEPTH:
+        raise ConfigError(f"{shown} nests {depth} brackets, more than {MAX_DEPTH}; flatten it")
     if key.startswith("hydra") and key not in HYDRA_GROUPS and not key.startswith(HYDRA_KEYS[2]):
         raise ConfigError(f"{short(key)}: only {', '.join(HYDRA_KEYS)}* can be set from here")
     if "${" in value or re.search(INSTANTIATE, override):
