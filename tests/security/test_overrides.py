@@ -134,7 +134,7 @@ def check_refused(line: Sequence[str], answer: dict[str, Any]) -> None:
 
 
 PARTS = [slice(25)] + [
-    pytest.param(slice(first, first + 250), marks=pytest.mark.slow) for first in range(0, 1000, 250)
+    pytest.param(slice(first, first + 125), marks=pytest.mark.slow) for first in range(0, 1000, 125)
 ]
 
 
