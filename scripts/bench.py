@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 from benches import Bench
-from edge import check_overrides, run_edge
+from edge import key_values, run_edge
 from rich.console import Console
 from rich.table import Table
 
@@ -60,16 +60,13 @@ def cpu_name() -> str:
 
 def options(overrides: list[str]) -> tuple[Bench, dict[str, str], dict[str, Any]]:
     """Return the bench, its common keys and its own. Raises ConfigError."""
-    check_overrides(overrides)
-    given = dict(override.split("=", 1) for override in overrides)
-    what = given.get("what", COMMON["what"])
+    chosen = [override.removeprefix("what=") for override in overrides if override[:5] == "what="]
+    what = chosen[0] if chosen else COMMON["what"]
     if what not in PARTS:
         raise ConfigError(f"what={what} is not one of {', '.join(PARTS)}")
     bench: Bench = import_module(f"benches.{what}").BENCH
     known = COMMON | dict(bench.keys) | dict(bench.text)
-    if unknown := sorted(set(given) - set(known)):
-        raise ConfigError(f"what={what} takes {', '.join(known)}; not {', '.join(unknown)}")
-    taken = known | given
+    taken = known | key_values(overrides, tuple(known))
     numbers = {name: taken[name] for name in ("repeats", *bench.keys)}
     for name, value in numbers.items():
         if not value.isdecimal() or int(value) < 1:

@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 
 from console import SweepConsole
-from edge import check_overrides, run_edge
+from edge import key_values, run_edge
 
 from llmtrain.spec.errors import ConfigError, InterruptedRunError
 from llmtrain.sweep.drain import drain, read_cells
@@ -24,10 +24,9 @@ from llmtrain.training.worker import work
 
 def main(overrides: list[str]) -> None:
     """Read the cells, train those that nobody else does, and go back to the queue if stopped."""
-    check_overrides(overrides)
     given = {"per_device": "1", "max_requeues": "0", "hang_seconds": "inf"}
-    given |= dict(override.split("=", 1) for override in overrides)
-    if set(given) != {"cells", "per_device", "max_requeues", "hang_seconds"}:
+    given |= key_values(overrides, ("cells", *given))
+    if "cells" not in given:
         raise ConfigError(
             "drain.py takes cells=FILE, per_device=NUMBER, max_requeues=NUMBER and hang_seconds=S"
         )

@@ -1,8 +1,8 @@
 """The edge that every script shares: Hydra composes, errors become one line and an exit code."""
 
 import os
-import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,31 +13,18 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from overrides import CONFIG_DIR, check_overrides, explain, key_values, short
 
 from llmtrain.spec.errors import ConfigError, LlmtrainError
+from llmtrain.spec.redact import redact
 
-CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+__all__ = ["CONFIG_DIR", "check_overrides", "compose", "guarded", "key_values", "run_edge"]
 
-# Everything else under hydra.* could name code to run or a place to write.
-HYDRA_KEYS = ("hydra/launcher", "hydra/sweeper", "hydra.launcher.")
-OVERRIDE = re.compile(r"[+~]{0,2}(?P<key>[A-Za-z0-9_./@-]+)(=(?P<value>.*))?", re.DOTALL)
-
-
-def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse overrides that are none, that name code, or that read the environment."""
-    for override in overrides:
-        match = OVERRIDE.fullmatch(override)
-        if match is None or (match["value"] is None and not override.startswith("~")):
-            raise ConfigError(f"{_short(override)!r} is no override; write key=value, as in seed=1")
-        key, value = match["key"], match["value"] or ""
-        if key.startswith("hydra") and not key.startswith(HYDRA_KEYS):
-            raise ConfigError(f"{_short(key)}: only {', '.join(HYDRA_KEYS)}* can be set from here")
-        if "${" in value or re.search(r"_(target|partial|args|recursive|convert)_", override):
-            raise ConfigError(f"{_short(override)!r}: interpolations and targets are not accepted")
+MAX_LINE = 2000
 
 
 def compose(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return configs/<config_name>.yaml with `overrides` as a plain, resolved dictionary.
+    """Return configs/<config_name>.yaml with `overrides` as a plain dictionary.
 
     Raises ConfigError in one line for anything Hydra or OmegaConf refuses.
     """
@@ -48,18 +35,10 @@ def compose(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
             version_base="1.3", config_dir=str(CONFIG_DIR), job_name=config_name
         ):
             config = hydra_compose(config_name, list(overrides))
-        raw = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        raw = OmegaConf.to_container(config, resolve=False, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(explain(error)) from error
     return {str(key): value for key, value in raw.items()} if isinstance(raw, dict) else {}
-
-
-def one_line(error: BaseException) -> str:
-    """Return what Hydra says in several lines as one, without its advice on stack traces."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    kept = [line for line in lines if line and not line.startswith(("Set the env", "full_key:"))]
-    kept = [line for line in kept if not line.startswith(("object_type=", "See https"))]
-    return _short(" ".join(kept), 600) or type(error).__name__
 
 
 def run_edge(main: Callable[[list[str]], int | None]) -> None:
@@ -80,18 +59,29 @@ def guarded(action: Callable[[], int | None]) -> int:
         _complain(f"{program}: {error}")
         return error.exit_code
     except (HydraException, OmegaConfBaseException) as error:
-        _complain(f"{program}: {one_line(error)}")
+        _complain(f"{program}: {explain(error)}")
         return ConfigError.exit_code
     except KeyboardInterrupt:
         _complain(f"{program}: interrupted; run the same command to go on")
         return 75
+    except Exception as error:
+        if _raised_by_hydra(error):  # some malformed overrides reach Python's own errors in there
+            given = short(" ".join(sys.argv[1:]), 200)
+            _complain(
+                f"{program}: {explain(error)}; expected overrides as configs/ has them: {given}"
+            )
+            return ConfigError.exit_code
+        sys.stderr.write(redact(traceback.format_exc()))  # a bug: Python's own report and code
+        return 1
+
+
+def _raised_by_hydra(error: BaseException) -> bool:
+    innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return bool({"hydra", "omegaconf"} & set(innermost.parts))
 
 
 def _complain(line: str) -> None:
     """Print a line on stderr, once per machine: torchrun's processes all fail alike."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(line, file=sys.stderr)
-
-
-def _short(text: str, limit: int = 120) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in redact(line))
+        print(short(line, MAX_LINE), file=sys.stderr)

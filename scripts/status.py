@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge import check_overrides, run_edge
+from edge import key_values, run_edge
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -33,9 +33,8 @@ STYLES = {"done": "green", "running": "cyan", "failed": "red", "quarantined": "r
 
 def main(overrides: list[str]) -> None:
     """Read the ledger and print it, once or until nothing is left to do."""
-    check_overrides(overrides)
-    given = {"watch": "", "json": "false"} | dict(o.split("=", 1) for o in overrides)
-    if set(given) != {"runs", "watch", "json"} or given["json"] not in ("true", "false"):
+    given = {"watch": "", "json": "false"} | key_values(overrides, ("runs", "watch", "json"))
+    if "runs" not in given or given["json"] not in ("true", "false"):
         raise ConfigError("status.py takes runs=runs/NAME, watch=SECONDS and json=true")
     every_s = seconds(given["watch"])
     look = functools.partial(read_sweep, Path(given["runs"]))

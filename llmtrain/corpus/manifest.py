@@ -10,6 +10,7 @@ from typing import Any, Literal
 from llmtrain.spec.build import build, config_hash
 from llmtrain.spec.check import check, check_name
 from llmtrain.spec.errors import ConfigError, LlmtrainError, MismatchError
+from llmtrain.spec.jsonfile import read_json
 
 SCHEMA = 1
 MANIFEST_FILE = "manifest.json"
@@ -102,7 +103,7 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST_FILE
     try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+        raw: Any = read_json(path)
     except FileNotFoundError as error:
         message = f"{path}: no prepared corpus there; run scripts/prepare_data.py"
         raise ConfigError(message) from error

@@ -20,6 +20,7 @@ from llmtrain.corpus.manifest import (
     read_manifest,
 )
 from llmtrain.spec.errors import ConfigError, MismatchError
+from llmtrain.spec.jsonfile import read_json
 
 __all__ = [
     "BlockOrder",
@@ -115,15 +116,20 @@ def _read_token_bytes(directory: Path, manifest: Manifest) -> NDArray[np.int64]:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != manifest.token_bytes_sha256:
         raise MismatchError(f"{path}: differs from its sha256 in the manifest; {REBUILD}")
-    array: NDArray[np.int64] = np.load(io.BytesIO(content), allow_pickle=False)
-    if array.shape != (manifest.vocab_size,):
-        raise MismatchError(f"{path}: shape {array.shape}, not one number per token; {REBUILD}")
+    try:
+        array: NDArray[np.int64] = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError) as error:  # its hash is right: whoever made it, it was not us
+        raise MismatchError(f"{path}: no array of numbers ({error}); {REBUILD}") from error
+    if array.dtype != np.int64 or array.shape != (manifest.vocab_size,):
+        raise MismatchError(
+            f"{path}: {array.dtype} of shape {array.shape}, not one number per token; {REBUILD}"
+        )
     return array
 
 
 def _read_verified(directory: Path, manifest: Manifest) -> dict[str, list[int]]:
     try:
-        raw = json.loads((directory / VERIFIED_FILE).read_text(encoding="utf-8"))
+        raw = read_json(directory / VERIFIED_FILE)
         return dict(raw["files"]) if raw["data_id"] == manifest.data_id else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # unknown means: verify in full

@@ -18,6 +18,7 @@ from typing import Any
 
 from llmtrain.spec.config import DataConfig
 from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.jsonfile import parse_json
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 TEXT_SUFFIXES = (".txt", ".txt.gz")
@@ -178,7 +179,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 try:
-                    yield number, json.loads(line)
+                    yield number, parse_json(line)
                 except ValueError as error:
                     message = f"{path}:{number}: no JSON object on this line ({error})"
                     raise ConfigError(message) from error

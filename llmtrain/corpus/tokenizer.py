@@ -139,7 +139,15 @@ def load(directory: Path) -> Tokenizer:
         raise MismatchError(f"{path}: missing though its manifest names it; {REBUILD}") from error
     if hashlib.sha256(content).hexdigest() != manifest.tokenizer_id:
         raise MismatchError(f"{path}: differs from its sha256 in the manifest; {REBUILD}")
-    return BpeTokenizer(content.decode("utf-8"))
+    try:
+        tokenizer = BpeTokenizer(content.decode("utf-8"))
+    except Exception as error:  # the library's errors have no type of their own
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MismatchError(f"{path}: no tokenizer ({first}); {REBUILD}") from error
+    if tokenizer.vocab_size != manifest.vocab_size:
+        found = f"{tokenizer.vocab_size} ids, its manifest says {manifest.vocab_size}"
+        raise MismatchError(f"{path}: {found}; {REBUILD}")
+    return tokenizer
 
 
 def _library() -> Any:

@@ -1,7 +1,6 @@
 """law.json: every fit of an analysis, written by the report and read by predictions."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from llmtrain.scaling.results import Analysis, GroupAnalysis
 from llmtrain.scaling.texts import Texts, texts_from
 from llmtrain.scaling.verdict import target
 from llmtrain.spec.errors import ConfigError, FitRefusedError
+from llmtrain.spec.jsonfile import read_json
 
 SCHEMA = 1
 MAX_DRAWS = 1000
@@ -180,7 +180,7 @@ def read_law(path: Path, *, fit: str | None, group: str | None, surface: bool) -
     file that is no law.json or an unknown name, FitRefusedError for a fit that was refused.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         if document["schema"] != SCHEMA:
             raise ConfigError(f"{path} has schema {document['schema']!r}, this version reads 1")
         chosen = _choose_group(path, document["groups"], group)

@@ -1,7 +1,6 @@
 """From a sweep's folder or a CSV to the table of runs, with a reason for whatever is left out."""
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from llmtrain.scaling.runs import Conventions, Exclusion, Runs
 from llmtrain.scaling.tables import AS_IT_SAYS, TableOptions, read_table
 from llmtrain.scaling.texts import texts_of
 from llmtrain.spec.errors import ConfigError, FitRefusedError, MismatchError
+from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.record import RECORD_FILE, RunRecord, read_record
 
 METRICS_FILE = "metrics.jsonl"
@@ -83,6 +83,9 @@ def _read_run(folder: Path) -> RunRecord | Exclusion:
         return Exclusion(run_id=folder.name, reason=str(error))
     if record is None:
         return Exclusion(run_id=folder.name, reason=_unfinished(folder / STATE_FILE))
+    if record.run_id != folder.name:
+        reason = f"its record names run {record.run_id[:80]}: a copy, or a folder renamed"
+        return Exclusion(run_id=folder.name, reason=reason)
     metrics = folder / METRICS_FILE
     if metrics.is_file():
         digest = hashlib.sha256(metrics.read_bytes()).hexdigest()
@@ -97,7 +100,7 @@ def _read_run(folder: Path) -> RunRecord | Exclusion:
 def _unfinished(path: Path) -> str:
     """Say how far a run without a record got, by its state file."""
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = read_json(path)
         reason = f": {state['reason']}" if state.get("reason") else ""
         return f"{state['state']}{reason}"
     except (OSError, ValueError, KeyError, AttributeError):

@@ -39,6 +39,8 @@ td:last-child{white-space:normal;min-width:9rem}
 th{color:var(--soft);font-weight:600}
 code{font:0.86rem ui-monospace,monospace;overflow-wrap:anywhere}
 """
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
+"""Should a name get past the escaping, the browser still runs and fetches nothing."""
 NARROW = ("envelope", "surface", "profile", "shapes", "multiplier")
 
 
@@ -47,6 +49,7 @@ def render_page(title: str, where: str, body: Sequence[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style></head>\n<body><main>\n"
         f'<h1>{escape(title)}</h1>\n<p class="where">{escape(where)}</p>\n'

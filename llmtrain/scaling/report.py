@@ -131,7 +131,7 @@ def _markdown(
         parts += [_md_figure(f) for f in compared]
         parts.append(_md_table(multipliers))
     parts.append(_md_table(_exclusions(analysis)))
-    parts.append(f"### Command\n\n    {command}")
+    parts.append(f"### Command\n\n    {' '.join(command.splitlines())}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -142,7 +142,7 @@ def _md_figure(figure: DrawnFigure) -> str:
 def _md(text: str) -> str:
     """Escape what Markdown or HTML inside it would act on."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text).replace("\n", " ")
+    return re.sub(r"([\\`*_$\[\]|])", r"\\\1", " ".join(text.splitlines()))
 
 
 def _md_table(table: Table) -> str:

@@ -10,7 +10,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
+from llmtrain.spec.check import shown
 from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.redact import refuse_secret
 
 T = TypeVar("T")
 
@@ -23,7 +25,7 @@ def build(kind: type[T], raw: object, path: str = "") -> T:
     unknown, missing or mistyped, and for what the dataclass itself refuses.
     """
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"{path or kind.__name__}: expected a mapping, got {raw!r}")
+        raise ConfigError(f"{path or kind.__name__}: expected a mapping, got {shown(raw)}")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in raw:
         if key not in fields:
@@ -72,16 +74,16 @@ def _convert(kind: Any, raw: Any, path: str) -> Any:
     if origin is Literal:
         if raw not in get_args(kind) or isinstance(raw, bool):
             choices = ", ".join(map(str, get_args(kind)))
-            raise ConfigError(f"{path}: expected one of {choices}; got {raw!r}")
+            raise ConfigError(f"{path}: expected one of {choices}; got {shown(raw)}")
         return raw
     if origin is tuple:
         if not isinstance(raw, list | tuple):
-            raise ConfigError(f"{path}: expected a list, got {raw!r}")
+            raise ConfigError(f"{path}: expected a list, got {shown(raw)}")
         item = get_args(kind)[0]
         return tuple(_convert(item, value, f"{path}[{i}]") for i, value in enumerate(raw))
     if origin is dict:
         if not isinstance(raw, Mapping):
-            raise ConfigError(f"{path}: expected a mapping, got {raw!r}")
+            raise ConfigError(f"{path}: expected a mapping, got {shown(raw)}")
         item = get_args(kind)[1]
         return {str(k): _convert(item, value, f"{path}.{k}") for k, value in raw.items()}
     return _convert_scalar(kind, raw, path)
@@ -95,10 +97,12 @@ def _convert_optional(kind: Any, raw: Any, path: str) -> Any:
 
 
 def _convert_scalar(kind: Any, raw: Any, path: str) -> Any:
-    wrong = ConfigError(f"{path}: expected {kind.__name__}, got {raw!r}")
+    wrong = ConfigError(f"{path}: expected {kind.__name__}, got {shown(raw)}")
     if kind is bool or kind is str:
         if not isinstance(raw, kind):
             raise wrong
+        if isinstance(raw, str):
+            refuse_secret(path, raw)
         return raw
     if isinstance(raw, bool):
         raise wrong
@@ -108,12 +112,12 @@ def _convert_scalar(kind: Any, raw: Any, path: str) -> Any:
         except (ValueError, OverflowError):
             value = None
         if value is None or not math.isfinite(value):
-            raise ConfigError(f"{path}: expected a finite number, got {raw!r}")
+            raise ConfigError(f"{path}: expected a finite number, got {shown(raw)}")
         return value
     if kind is int:
         if isinstance(raw, float) and raw.is_integer() and abs(raw) < 2**53:
             return int(raw)
-        if not isinstance(raw, int):
+        if not isinstance(raw, int) or abs(raw) >= 2**63:
             raise wrong
         return raw
     raise TypeError(f"{path}: unsupported field type {kind!r}")

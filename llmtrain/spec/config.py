@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from llmtrain.spec.check import check, check_between, check_name, check_positive
+from llmtrain.spec.check import check, check_between, check_folder, check_name, check_positive
 
 FlopsConvention = Literal[
     "non_embedding", "with_head", "causal_attention", "full_attention", "chinchilla", "total"
@@ -123,6 +123,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be prepared."""
         check_name("data.name", self.name)
+        check_folder("data.root", self.root)
+        for path in self.paths:
+            check_folder("data.paths", path)
         check_between("data.val_fraction", self.val_fraction, 1e-5, 0.5)
         check_positive("data.max_epochs", self.max_epochs)
         check(

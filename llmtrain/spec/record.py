@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtrain.spec.build import build
+from llmtrain.spec.build import build, config_hash
 from llmtrain.spec.errors import LlmtrainError, MismatchError
+from llmtrain.spec.jsonfile import read_json
 
 SCHEMA = 2
 RECORD_FILE = "record.json"
+OWN_HASH = "sha256"
+"""Key of the hash over all other fields: an edit is found, though not a forger who hashes anew."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,32 +101,32 @@ class RunRecord:
 
 
 def write_record(directory: Path, record: RunRecord) -> None:
-    """Write `record.json` into `directory` by rename: whole or absent."""
+    """Write `record.json`, with its own hash, into `directory` by rename: whole or absent."""
     target = directory / RECORD_FILE
     temporary = target.with_suffix(".tmp")
-    text = json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True, allow_nan=False)
+    as_read = build(RunRecord, dataclasses.asdict(record))  # 3 and 3.0 are the same number
+    content = dataclasses.asdict(record) | {OWN_HASH: config_hash(as_read)}
+    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(target)
 
 
 def parse_record(raw: Any) -> RunRecord:
-    """Build a record from JSON. Raises MismatchError for another schema or for missing fields."""
-    if isinstance(raw, dict) and raw.get("schema") == 1:  # before there were trunks
-        raw = {**raw, "schema": SCHEMA, "trunk": None, "flops_spent": _own_flops(raw)}
+    """Build a record from JSON.
+
+    Raises MismatchError for another schema, for missing fields, and where it was edited.
+    """
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
         found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
         raise MismatchError(f"record has schema {found!r}, this version reads {SCHEMA}")
+    fields = {key: value for key, value in raw.items() if key != OWN_HASH}
     try:
-        return build(RunRecord, {"lr_multiplier": None} | raw)
+        record = build(RunRecord, fields)
     except LlmtrainError as error:
         raise MismatchError(f"record is damaged: {error}") from error
-
-
-def _own_flops(raw: dict[str, Any]) -> object:
-    try:
-        return raw["flops"][raw["flops_convention"]]
-    except (KeyError, TypeError):
-        return None  # refused with the rest of the damage
+    if raw.get(OWN_HASH) != config_hash(record):
+        raise MismatchError("record does not match its own hash, it was edited")
+    return record
 
 
 def read_record(directory: Path) -> RunRecord | None:
@@ -132,6 +135,6 @@ def read_record(directory: Path) -> RunRecord | None:
     if not path.is_file():
         return None
     try:
-        return parse_record(json.loads(path.read_text(encoding="utf-8")))
+        return parse_record(read_json(path))
     except (ValueError, MismatchError) as error:
         raise MismatchError(f"{path}: {error}; move the folder away to train it again") from error

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -14,7 +15,9 @@ from typing import IO, Any
 
 from llmtrain.spec.code import code_identity, environment
 from llmtrain.spec.errors import MismatchError, RunLockedError
+from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.plan import RunPlan, run_id, run_identity
+from llmtrain.spec.redact import redact
 from llmtrain.spec.settings import TrainConfig
 
 STATE_FILE = "state.json"
@@ -29,8 +32,13 @@ def run_directory(config: TrainConfig) -> Path:
 
 @contextlib.contextmanager
 def hold(directory: Path) -> Iterator[None]:
-    """Hold the directory for this process. Raises RunLockedError where another one does."""
+    """Hold the directory for this process.
+
+    Raises RunLockedError where another one does, and MismatchError where others could write there.
+    """
     directory.mkdir(parents=True, exist_ok=True)
+    if (why := why_not_ours(directory)) is not None:
+        raise MismatchError(f"{directory} {why}; move it away or choose another runs_root")
     with (directory / "lock").open("a+", encoding="utf-8") as file:
         if not _locked(file):
             file.seek(0)
@@ -55,6 +63,25 @@ def _locked(file: IO[str]) -> bool:
     return False
 
 
+def why_not_ours(directory: Path) -> str | None:
+    """Return why a run's directory cannot be trusted: whoever owns it decides what is in it.
+
+    A link in place of the directory, or of its family's, would lead out of the runs' root.
+    """
+    for path in (directory.parent, directory, directory / "lock"):
+        if path.is_symlink():
+            return f"is reached through the link {path}"
+    try:
+        status = directory.stat()
+    except OSError:
+        return None
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"belongs to another user ({status.st_uid})"
+    if status.st_mode & stat.S_IWOTH:
+        return "can be written by every user"
+    return None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON by rename: whole or absent."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -64,13 +91,13 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_state(directory: Path, state: str, reason: str | None = None) -> None:
     """Note how far the run is, and why it ended where it failed."""
-    write_json(directory / STATE_FILE, {"state": state, "reason": reason})
+    write_json(directory / STATE_FILE, {"state": state, "reason": reason and redact(reason)})
 
 
 def read_state(directory: Path) -> tuple[str, str | None]:
     """Return (state, reason); 'planned' where nothing has been written yet."""
     try:
-        raw = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
+        raw = read_json(directory / STATE_FILE)
         return str(raw["state"]), raw["reason"]
     except (OSError, ValueError, KeyError, TypeError):
         return "planned", None
@@ -84,7 +111,7 @@ def begin(directory: Path, config: TrainConfig, plan: RunPlan, data_id: str) -> 
     """
     path = directory / "config.json"
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         if found["data_id"] != data_id:
             raise MismatchError(
                 f"{directory} was begun on data {found['data_id'][:12]}, now it is {data_id[:12]}; "

@@ -7,7 +7,7 @@ from typing import Literal
 
 from llmtrain.spec.bill import BillConfig
 from llmtrain.spec.build import build
-from llmtrain.spec.check import check, check_between, check_name, check_positive
+from llmtrain.spec.check import check, check_between, check_folder, check_name, check_positive
 from llmtrain.spec.config import (
     BudgetConfig,
     DataConfig,
@@ -63,7 +63,7 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         """Refuse counts below one."""
-        check_positive("runtime.n_threads", self.n_threads)
+        check_between("runtime.n_threads", self.n_threads, 1, 4096)
         for field in ("micro_batch_tokens", "peak_tflops", "memory_gb"):
             if getattr(self, field) is not None:
                 check_positive(f"runtime.{field}", getattr(self, field))
@@ -118,6 +118,8 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         """Refuse names that wandb would not take."""
         check_name("tracking.project", self.project)
+        if self.entity is not None:
+            check_name("tracking.entity", self.entity)
         check_between("tracking.points", self.points, 1, 100_000)
 
 
@@ -259,6 +261,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuse names that leave the run root, and parts that do not fit each other."""
         check_name("name", self.name)
+        check_folder("runs_root", self.runs_root)
         check_between("seed", self.seed, 0, 2**31 - 1)
         check(
             self.evaluation.n_tokens >= 2 * self.seq_len.seq_len,

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from llmtrain.spec.branching import branch_checkpoint
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import ConfigError, InterruptedRunError, RunLockedError
+from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.plan import plan_run, run_id
 from llmtrain.spec.rundir import is_held, read_state, run_directory, write_json
 from llmtrain.spec.settings import TrainConfig
@@ -95,7 +95,7 @@ def write_cells(configs: Sequence[TrainConfig]) -> Path:
 def read_cells(path: Path) -> list[TrainConfig]:
     """Return the configurations in a file of cells. Raises ConfigError."""
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        cells = read_json(path)["cells"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"cells={path} is no file of cells ({error}); hydra/launcher=slurm writes one"

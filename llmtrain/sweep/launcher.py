@@ -9,7 +9,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from llmtrain.spec.check import check, check_positive
+from llmtrain.spec.build import build
+from llmtrain.spec.check import check, check_between, check_positive
 from llmtrain.spec.errors import LlmtrainError
 from llmtrain.spec.placement import placement
 from llmtrain.spec.plan import run_id
@@ -80,12 +81,28 @@ class CellLauncher(Launcher):
         raise NotImplementedError
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolConfig:
+    """configs/hydra/launcher/pool.yaml."""
+
+    per_device: int
+    """Workers per GPU, or per core where there is none."""
+    hang_seconds: float | None
+    """Seconds without a step after which a cell's worker is killed; null waits for ever."""
+
+    def __post_init__(self) -> None:
+        """Refuse a pool without workers, and a limit that is no time."""
+        check_between("hydra.launcher.per_device", self.per_device, 1, 1024)
+        check_hang_limit(self.hang_seconds)
+
+
 class PoolLauncher(CellLauncher):
     """Runs cells in a bounded pool of warm processes, one per GPU or core times `per_device`."""
 
     def __init__(self, per_device: int, hang_seconds: float | None) -> None:
-        check_hang_limit(hang_seconds)
-        self.per_device, self.hang_seconds = per_device, hang_seconds
+        given = {"per_device": per_device, "hang_seconds": hang_seconds}
+        pool = build(PoolConfig, given, "hydra.launcher")
+        self.per_device, self.hang_seconds = pool.per_device, pool.hang_seconds
 
     def run_cells(self, configs: Sequence[TrainConfig]) -> list[Outcome | None]:
         """Run the cells that have no record yet; a finished cell's outcome is None.

@@ -11,6 +11,7 @@ from typing import Any
 
 from llmtrain.spec.branching import FOLDER, trunk_id
 from llmtrain.spec.errors import ConfigError, RunLockedError
+from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.record import RECORD_FILE, read_record
 from llmtrain.spec.rundir import (
     STATE_FILE,
@@ -18,6 +19,7 @@ from llmtrain.spec.rundir import (
     is_held,
     read_state,
     run_directory,
+    why_not_ours,
     write_json,
     write_state,
 )
@@ -73,8 +75,8 @@ def write_sweep(directory: Path, grids: Sequence[Grid]) -> None:
 
 
 def is_done(directory: Path) -> bool:
-    """Return whether a run's directory holds its record."""
-    return (directory / RECORD_FILE).is_file()
+    """Return whether a run's directory holds its record, and is not another user's."""
+    return (directory / RECORD_FILE).is_file() and why_not_ours(directory) is None
 
 
 def release_branches(configs: Sequence[TrainConfig]) -> None:
@@ -215,12 +217,12 @@ def facts(cell: Cell) -> dict[str, Any]:
 
 def _planned(directory: Path) -> dict[str, Any]:
     path = directory / PLAN_FILE
-    return dict(json.loads(path.read_text(encoding="utf-8"))["cells"]) if path.is_file() else {}
+    return dict(read_json(path)["cells"]) if path.is_file() else {}
 
 
 def _failures(directory: Path) -> list[dict[str, Any]]:
     path = directory / FAILURES_FILE
-    return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
+    return list(read_json(path)) if path.is_file() else []
 
 
 def _flops_done(path: Path) -> float:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.spec.errors import HangError, LlmtrainError
+from llmtrain.spec.redact import redact
 
 Report = Callable[[dict[str, Any]], None]
 """Tells the driver of progress; an empty report is a sign of life and sends nothing."""
@@ -208,9 +209,9 @@ def _serve(pipe: Connection, work: Work, slot: Slot, beats: Any, stack_file: str
         try:
             answer: tuple[str, Any, str | None, int] = ("done", work(payload, report), None, 0)
         except LlmtrainError as error:
-            answer = ("error", str(error), type(error).__name__, error.exit_code)
+            answer = ("error", redact(str(error)), type(error).__name__, error.exit_code)
         except Exception as error:
-            name = type(error).__name__
-            answer = ("error", f"{name}: {(str(error).splitlines() or [''])[0]}", name, 1)
+            name, first = type(error).__name__, (str(error).splitlines() or [""])[0]
+            answer = ("error", redact(f"{name}: {first}"), name, 1)
         with contextlib.suppress(BrokenPipeError):
             pipe.send(answer)

@@ -7,11 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmtrain.spec.errors import CheckpointError, MismatchError
+from llmtrain.spec.jsonfile import read_json
 
+UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError)
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
@@ -62,7 +65,10 @@ def load_checkpoint(folder: Path, *, run_id: str) -> tuple[dict[str, Any] | None
     for path in found:
         problem = _problem(path, run_id)
         if problem is None:
-            return _read(path), rejected
+            try:
+                return _read(path), rejected
+            except UNREADABLE as error:
+                problem = f"unreadable ({type(error).__name__}: {error})"  # with hashes that agree
         rejected.append(f"{path}: {problem}; passed over")
     if rejected:
         raise CheckpointError(
@@ -78,7 +84,10 @@ def read_checkpoint(path: Path, *, run_id: str) -> dict[str, Any]:
     """
     problem = _problem(path, run_id)
     if problem is None:
-        return _read(path)
+        try:
+            return _read(path)
+        except UNREADABLE as error:
+            problem = f"unreadable ({type(error).__name__}: {error})"
     if problem.startswith(FOREIGN):
         raise MismatchError(f"{path} {problem}, not to {run_id}; it is not used: remove it")
     raise CheckpointError(f"{path}: {problem}; remove it")
@@ -90,16 +99,14 @@ def is_sound(path: Path, *, run_id: str) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    tensors = load_file(path / TENSORS)
-    tree = json.loads((path / STATE).read_text(encoding="utf-8"))
-    state: dict[str, Any] = _unpack(tree, tensors)
+    state: dict[str, Any] = _unpack(read_json(path / STATE), load_file(path / TENSORS))
     return state
 
 
 def _problem(path: Path, run_id: str) -> str | None:
     """Return what is wrong with a checkpoint, or None."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(path / MANIFEST)
         if manifest["run_id"] != run_id:
             return f"{FOREIGN} {manifest['run_id']}"
         if f"step-{manifest['step']:09d}" != path.name:
@@ -107,7 +114,7 @@ def _problem(path: Path, run_id: str) -> str | None:
         for name in (TENSORS, STATE):
             if _describe(path / name) != manifest["files"][name]:
                 return f"{name} does not match its hash"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         return f"unreadable ({type(error).__name__}: {error})"
     return None
 

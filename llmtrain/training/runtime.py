@@ -17,6 +17,7 @@ import torch
 
 import llmtrain
 from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.redact import redact
 from llmtrain.spec.settings import RuntimeConfig
 
 # Dense bf16 peaks of one device, TFLOP/s, from the makers' data sheets.
@@ -116,7 +117,7 @@ def versions() -> dict[str, str]:
 def warn(message: str) -> None:
     """Say on stderr what a person should know of a run that goes on all the same."""
     with contextlib.suppress(OSError):
-        print(f"llmtrain: {message}", file=sys.stderr)  # noqa: T201 - in a worker there is no other
+        print(redact(f"llmtrain: {message}"), file=sys.stderr)  # noqa: T201 - in a worker there is no other
 
 
 class StopRequest:

@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,11 +10,17 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))  # as `python scripts/x.py` does
 
 
+def replaced(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Keep the last of the overrides with one key: the scripts refuse a key that is set twice."""
+    return tuple({argument.partition("=")[0]: argument for argument in arguments}.values())
+
+
 @pytest.fixture
 def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs a script in an empty folder, without a terminal or a key."""
 
     def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        arguments = replaced(arguments)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
         return subprocess.run(
             [sys.executable, str(ROOT / "scripts" / script), *arguments],

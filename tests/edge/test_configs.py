@@ -77,13 +77,13 @@ def test_the_rungs_are_named_by_their_shape():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.d_modle=3", "Key 'd_modle' is not in struct|Could not override"),
+        ("model.d_modle=3", r"d_modle: unknown key; did you mean model\.d_model\?"),
         ("model=nonesuch", "nonesuch"),
         ("nonsense", "is no override; write key=value"),
         ("++model._target_=os.system", "targets are not accepted"),
         ("name=${oc.env:HOME}", "interpolations"),
         ("hydra.run.dir=/tmp/x", "can be set from here"),
-        ("+hydra.callbacks.x=1", "can be set from here|is no override"),
+        ("+hydra.callbacks.x=1", "can be set from here"),
     ],
 )
 def test_a_bad_override_is_refused_in_one_line(override, message):

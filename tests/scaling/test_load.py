@@ -11,8 +11,7 @@ import pytest
 from llmtrain.scaling.binning import assign_budgets, drop_duplicates
 from llmtrain.scaling.bootstrap import draw_weights
 from llmtrain.scaling.load import load_runs
-from llmtrain.spec.errors import ConfigError, FitRefusedError, MismatchError
-from llmtrain.spec.record import parse_record
+from llmtrain.spec.errors import ConfigError, FitRefusedError
 
 HEADER = "params,tokens,loss\n"
 
@@ -173,13 +172,3 @@ def test_runs_of_one_trunk_are_drawn_together(planted_sweep: Callable[..., Path]
         rows = weights[:, runs.d_model == width]
         assert (rows == rows[:, :1]).all()
     assert load_runs(planted_sweep()).lineage.tolist() == load_runs(planted_sweep()).run_id.tolist()
-
-
-def test_a_record_from_before_there_were_trunks_is_read(planted_sweep: Callable[..., Path]) -> None:
-    record = load_runs(planted_sweep()).records[0]
-    raw = dataclasses.asdict(record)
-    del raw["trunk"], raw["flops_spent"]
-    assert parse_record(raw | {"schema": 1}) == record
-    del raw["flops"]
-    with pytest.raises(MismatchError, match="record is damaged: flops: missing key"):
-        parse_record(raw | {"schema": 1})

@@ -28,6 +28,7 @@ from llmtrain.scaling.results import Analysis
 from llmtrain.scaling.verdict import verdict
 from llmtrain.scaling.wording import count, flops
 from llmtrain.spec.errors import ConfigError, FitRefusedError
+from llmtrain.spec.record import read_record, write_record
 
 Ask = Callable[..., PredictConfig]
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,9 +67,9 @@ def test_the_largest_budget_is_forecast_without_its_own_runs(
     root = planted_sweep()
 
     def spoil(path: Path) -> None:
-        record = json.loads(path.read_text())
-        record["val_loss"] *= 1.5
-        path.write_text(json.dumps(record))
+        record = read_record(path.parent)
+        assert record is not None
+        write_record(path.parent, dataclasses.replace(record, val_loss=1.5 * record.val_loss))
 
     before = analyze(analyze_config(), load_runs(root)).groups[0].held_out
     for path in root.glob("*-1e+12-*/record.json"):
