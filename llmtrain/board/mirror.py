@@ -1,0 +1,214 @@
+"""A wandb run fed from a thread, through a process of its own: it never blocks or fails a run."""
+
+import atexit
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from llmtrain.board import courier
+from llmtrain.board.identity import Mode, redacted
+
+TIMEOUT_S = 12  # wandb's own limit to start, and to finish
+FINISH_S = 26  # the longest that the end of a run waits: a failed start, then an offline one
+KEPT = "the files of the run have everything"
+Row = Mapping[str, float | int]
+Warn = Callable[[str], None]
+
+
+class Mirror(Protocol):
+    """Where rows are copied to."""
+
+    def log(self, row: Row) -> None:
+        """Take a row."""
+
+    def media(self, **content: Any) -> None:
+        """Take tables, charts, images and files."""
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
+        """Take the last values and close."""
+
+
+class NoMirror:
+    """Copies nothing."""
+
+    def log(self, row: Row) -> None:
+        """Drop the row."""
+
+    def media(self, **content: Any) -> None:
+        """Drop it all."""
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
+        """Do nothing."""
+
+
+class Process:
+    """A running courier; one serves all runs of this process, one after the other."""
+
+    current: "Process | None" = None
+    lock = threading.Lock()
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.environment = dict(environment)
+        self.owner = os.getpid()
+        self.child = subprocess.Popen(
+            [sys.executable, "-P", courier.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | self.environment,
+            start_new_session=True,  # Ctrl-C is the trainer's
+        )
+
+    @classmethod
+    def take(cls, environment: Mapping[str, str]) -> "Process":
+        """Return an idle courier for this environment, started if need be."""
+        with cls.lock:
+            found, cls.current = cls.current, None
+        if found is not None and found.serves(environment):
+            return found
+        if found is not None:
+            found.stop()
+        return cls(environment)
+
+    def serves(self, environment: Mapping[str, str]) -> bool:
+        """Return whether the courier lives, is ours, and has the same settings."""
+        alive = self.owner == os.getpid() and self.child.poll() is None
+        return alive and self.environment == environment
+
+    def give_back(self) -> None:
+        """Leave the courier to the next run."""
+        with Process.lock:
+            before, Process.current = Process.current, self
+        if before is not None:
+            before.stop()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Write a message; the secrets in it stay here."""
+        assert self.child.stdin is not None
+        self.child.stdin.write(redacted(message) + "\n")
+        self.child.stdin.flush()
+
+    def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a message and return its answer; raises OSError where the courier has gone."""
+        self.send(message)
+        assert self.child.stdout is not None
+        line = self.child.stdout.readline()
+        if not line:
+            raise BrokenPipeError("its process went away")
+        answer: dict[str, Any] = json.loads(line)
+        if "failed" in answer:
+            raise ConnectionError(answer["failed"])
+        return answer
+
+    def stop(self) -> None:
+        """End the courier; wandb's own process ends with it."""
+        self.child.kill()
+        self.child.wait()
+        for pipe in (self.child.stdin, self.child.stdout):
+            with contextlib.suppress(OSError):  # what stood in the buffer has no reader
+                pipe.close()  # type: ignore[union-attr]
+
+    @classmethod
+    def stop_idle(cls) -> None:
+        """End the courier that waits for a next run, if there is one."""
+        with cls.lock:
+            found, cls.current = cls.current, None
+        if found is not None and found.owner == os.getpid():
+            found.stop()
+
+
+atexit.register(Process.stop_idle)
+
+
+def environment_of(staging: Path | None) -> dict[str, str]:
+    """Return wandb's variables: no reports of its own, artifacts staged in `staging`."""
+    own = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+    own |= {
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_SILENT": "true",
+        "WANDB_DISABLE_CODE": "true",
+    }
+    return own if staging is None else own | {"WANDB_DATA_DIR": str(staging)}
+
+
+class WandbMirror:
+    """A wandb run, copied to by a thread of its own."""
+
+    def __init__(
+        self,
+        init: Mapping[str, Any],
+        *,
+        mode: Mode,
+        metrics: Mapping[str, Mapping[str, str]],
+        rows: Iterable[Row],
+        warn: Warn,
+        staging: Path | None = None,
+    ) -> None:
+        """Open the run that `init` names, with `rows` as its past."""
+        self.warn = warn
+        self.environment = environment_of(staging)
+        self.process: Process | None = None
+        self.warned = False
+        self.folder = ""
+        self.messages: queue.Queue[dict[str, Any]] = queue.Queue()
+        opening = {"do": "open", "init": dict(init), "mode": mode, "timeout_s": TIMEOUT_S}
+        self.messages.put(opening | {"metrics": dict(metrics)})
+        for row in rows:
+            self.log(row)
+        self.thread = threading.Thread(target=self._serve, name="wandb", daemon=True)
+        self.thread.start()
+
+    def log(self, row: Row) -> None:
+        """Queue a row."""
+        self.messages.put({"do": "row", "step": int(row["step"]), "values": dict(row)})
+
+    def media(self, **content: Any) -> None:
+        """Queue tables, charts, images and files; see `courier.Courier.media`."""
+        self.messages.put({"do": "media"} | content)
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
+        """Queue the summary and wait for the end, FINISH_S seconds at most."""
+        self.messages.put({"do": "finish", "summary": dict(summary), "exit_code": exit_code})
+        self.thread.join(timeout=FINISH_S)
+        if self.thread.is_alive():
+            self._warn_once(f"wandb did not finish within {FINISH_S} s; {KEPT}")
+            if self.process is not None:
+                self.process.stop()
+
+    def _warn_once(self, message: str) -> None:
+        if not self.warned:
+            self.warned = True
+            self.warn(message)
+
+    def _serve(self) -> None:
+        try:
+            self.process = Process.take(self.environment)
+            self._carry(self.process)
+            self.process.give_back()
+        except Exception as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            self._warn_once(f"wandb stopped: {first}; {KEPT}")
+            if self.process is not None:
+                self.process.stop()
+
+    def _carry(self, process: Process) -> None:
+        while True:
+            message = self.messages.get()
+            if message["do"] == "open":
+                answer = process.ask(message)
+                self.folder = answer["folder"]
+                if answer["note"]:
+                    self._warn_once(f"wandb: {answer['note']}; {KEPT}")
+            elif message["do"] == "finish":
+                process.ask(message)
+                return
+            else:
+                process.send(message)
