@@ -52,12 +52,15 @@ def tag_list(*tags: str) -> list[str]:
     return [tag[:MAX_TAG] for tag in dict.fromkeys(tags) if tag]
 
 
-def flatten(value: Mapping[str, Any], separator: str, prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping as one level."""
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping as one level, as in `model/d_model`.
+
+    wandb reads a dot in a key as a level of nesting of its own, and finds no such key.
+    """
     flat: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
-            flat |= flatten(item, separator, f"{prefix}{key}{separator}")
+            flat |= flatten(item, f"{prefix}{key}/")
         else:
             flat[f"{prefix}{key}"] = item
     return flat

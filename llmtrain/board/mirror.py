@@ -157,7 +157,7 @@ class WandbMirror:
         self.environment = environment_of(staging)
         self.process: Process | None = None
         self.warned = False
-        self.folder = ""
+        self.where = ""
         self.messages: queue.Queue[dict[str, Any]] = queue.Queue()
         opening = {"do": "open", "init": dict(init), "mode": mode, "timeout_s": TIMEOUT_S}
         self.messages.put(opening | {"metrics": dict(metrics)})
@@ -204,7 +204,7 @@ class WandbMirror:
             message = self.messages.get()
             if message["do"] == "open":
                 answer = process.ask(message)
-                self.folder = answer["folder"]
+                self.where = answer["url"] or answer["folder"]
                 if answer["note"]:
                     self._warn_once(f"wandb: {answer['note']}; {KEPT}")
             elif message["do"] == "finish":

@@ -35,14 +35,14 @@ def read_offline(path: Path) -> FetchedRun:
 
     Raises ConfigError for a file that holds no run.
     """
-    from wandb.proto import wandb_internal_pb2 as proto  # noqa: PLC0415 - 0.3 s
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined] # noqa: PLC0415
 
     head, state = None, "not finished"
     config: dict[str, Any] = {}
     summary: dict[str, Any] = {}
     steps: dict[int, dict[str, Any]] = {}
     for content in _contents(path.read_bytes()):
-        record = proto.Record.FromString(content)
+        record = Record.FromString(content)
         kind = record.WhichOneof("record_type")
         if kind == "run":
             head = record.run

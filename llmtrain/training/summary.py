@@ -139,9 +139,9 @@ def wandb_tags(config: TrainConfig) -> list[str]:
 
 
 def wandb_facts(config: TrainConfig, plan: RunPlan, corpus: Corpus) -> dict[str, Any]:
-    """Return the configuration and the plan with dotted keys, and what they belong to."""
+    """Return the configuration and the plan on one level, and what they belong to."""
     manifest = corpus.manifest
-    return flatten(dataclasses.asdict(config) | {"plan": dataclasses.asdict(plan)}, ".") | {
+    return flatten(dataclasses.asdict(config) | {"plan": dataclasses.asdict(plan)}) | {
         "run_id": run_id(config),
         "config_id": config_hash(run_identity(config)),
         "code_id": runtime.code_id(),
@@ -156,4 +156,4 @@ def wandb_summary(record: RunRecord) -> dict[str, Any]:
 
     N, D and C stand there under every convention.
     """
-    return flatten(dataclasses.asdict(record), "/")
+    return flatten(dataclasses.asdict(record))

@@ -1,4 +1,5 @@
 """As much of wandb's server as its client asks for: real HTTP on loopback, runs kept in memory."""
+# ruff: noqa: N802, N815 - the names are the protocol's
 
 import gzip
 import io
@@ -80,9 +81,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.server.misbehave(self):
-            return None
+            return
         if not self.path.startswith("/parquet/"):
-            return self.reply(404, {})
+            self.reply(404, {})
+            return
         data = self.server.parquet(self.path.removeprefix("/parquet/"))
         total, span = len(data), re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         self.send_response(206 if span else 200)
