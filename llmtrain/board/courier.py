@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -44,33 +45,26 @@ class Courier:
 
     def __init__(self) -> None:
         self.run: Any = None
+        self.note = ""
+        self.timeout_s, self.folder = 0, Path()
         self.first_step = 0
 
     def open(self, message: Message) -> dict[str, Any]:
-        """Open the run; where the server cannot be reached, open it offline and say so."""
+        """Open the run and say where it is."""
         import wandb  # noqa: PLC0415 - a machine may have none
 
-        note = ""
-        try:
-            self._init(wandb, message, message["mode"])
-        except Exception as error:
-            if message["mode"] == "offline":
-                raise
-            note = f"{one_line(error)}; logging offline, `wandb sync` sends it later"
-            self._init(wandb, message, "offline")
-        self._drop_older(Path(self.run.dir).parent, message["init"]["id"])
-        return {"note": note, "url": self.run.url or "", "folder": str(Path(self.run.dir).parent)}
-
-    def _init(self, wandb: Any, message: Message, mode: str) -> None:
         self.run = wandb.init(
             **message["init"],
-            mode=mode,
+            mode=message["mode"],
             settings=quiet_settings(wandb, message["timeout_s"]),
             reinit="finish_previous",
         )
         self.first_step = self.run.step  # what the server has of an earlier attempt lies before
         for name, options in message["metrics"].items():
             self.run.define_metric(name, **options)
+        self.timeout_s, self.folder = message["timeout_s"], Path(self.run.dir).parent
+        self._drop_older(self.folder, message["init"]["id"])
+        return {"url": self.run.url or "", "folder": str(self.folder)}
 
     def _drop_older(self, folder: Path, run_id: str) -> None:
         """Remove local copies of earlier attempts: this one gets all their rows again."""
@@ -99,14 +93,21 @@ class Courier:
             self.run.save(path, base_path=str(Path(path).parent), policy="now")
             artifact = wandb.Artifact(message["artifact"], type="law")
             artifact.add_file(path)
-            self.run.log_artifact(artifact)
+            try:
+                self.run.log_artifact(artifact)
+            except Exception as error:  # the run and its files are worth finishing
+                self.note = f"no artifact: {one_line(error)}"
 
     def finish(self, message: Message) -> dict[str, Any]:
         """Write the summary and wait until wandb has everything."""
         run, self.run = self.run, None
         run.summary.update(message["summary"])
+        begin = time.monotonic()
         run.finish(exit_code=message["exit_code"])
-        return {}
+        if time.monotonic() - begin > self.timeout_s - 1 and not run.settings._offline:
+            self.note = f"not all was sent in {self.timeout_s} s; `wandb sync {self.folder}` does"
+        note, self.note = self.note, ""
+        return {"note": note}
 
 
 def one_line(error: BaseException) -> str:

@@ -85,8 +85,8 @@ def build_boards(
         raise ConfigError(f"the dashboard needs wandb-workspaces: {INSTALL}") from error
     entity = config.entity or "ENTITY"
     of_group = expr.Metric("Group") == config.group
-    trained = [of_group, expr.Metric("JobType") == "train"]
-    analysed = [of_group, expr.Metric("JobType") == "analysis"]
+    trained = expr.And(of_group, expr.Metric("JobType") == "train")
+    analysed = expr.And(of_group, expr.Metric("JobType") == "analysis")
     sections = panel_sections(wr)
     workspace = ws.Workspace(
         entity=entity,
@@ -98,7 +98,7 @@ def build_boards(
         ],
         settings=ws.WorkspaceSettings(max_runs=100),
         runset_settings=ws.RunsetSettings(
-            filters=[of_group],
+            filters=expr.And(of_group),
             order=[expr.Ordering(expr.Config(BUDGET)), expr.Ordering(expr.Summary("val_loss"))],
             run_settings={name: ws.RunSettings(color=c) for name, c in colours.items()},
             pinned_columns=["summary:val_loss", f"config:{BUDGET}.value"],

@@ -73,7 +73,7 @@ def lay_down(runs: Iterable[FetchedRun], folder: Path) -> Path:
         shutil.rmtree(old.parent)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARK).write_text("{}\n", encoding="utf-8")
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.state != "finished"):
         _lay_down_run(run, folder)
     return folder
 
@@ -82,10 +82,11 @@ def _lay_down_run(run: FetchedRun, folder: Path) -> None:
     name = UNSAFE.sub("_", f"{run.summary.get('run_id') or run.name}").strip(".") or "run"
     target = folder / name[:100]
     if target.exists():
-        target = folder / f"{name[:100]}-{UNSAFE.sub('_', run.wandb_id)}"
-        run = dataclasses.replace(run, state="second of this run_id")
-    target.mkdir()
-    lines = "".join(json.dumps(dict(row)) + "\n" for row in run.rows)
+        target = folder / f"{name[:100]}-{UNSAFE.sub('_', run.wandb_id)[:100]}"
+        if run.state == "finished":
+            run = dataclasses.replace(run, state="finished, but the second run of this run_id")
+    target.mkdir(exist_ok=True)
+    lines = "".join(json.dumps(dict(row), sort_keys=True) + "\n" for row in run.rows)
     (target / METRICS_FILE).write_text(lines, encoding="utf-8")
     state = {"state": "done"}
     try:

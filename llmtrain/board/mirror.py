@@ -190,25 +190,35 @@ class WandbMirror:
 
     def _serve(self) -> None:
         try:
-            self.process = Process.take(self.environment)
-            self._carry(self.process)
-            self.process.give_back()
+            self._open(self.messages.get())
+            self._carry()
         except Exception as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            self._warn_once(f"wandb stopped: {first}; {KEPT}")
+            self._warn_once(f"wandb stopped: {_first_line(error)}; {KEPT}")
             if self.process is not None:
                 self.process.stop()
 
-    def _carry(self, process: Process) -> None:
-        while True:
-            message = self.messages.get()
-            if message["do"] == "open":
-                answer = process.ask(message)
-                self.where = answer["url"] or answer["folder"]
-                if answer["note"]:
-                    self._warn_once(f"wandb: {answer['note']}; {KEPT}")
-            elif message["do"] == "finish":
-                process.ask(message)
-                return
-            else:
-                process.send(message)
+    def _open(self, opening: dict[str, Any]) -> None:
+        """Open the run; where the server cannot be reached, open it offline and say so."""
+        self.process = Process.take(self.environment)
+        try:
+            answer = self.process.ask(opening)
+        except OSError as error:
+            if opening["mode"] == "offline":
+                raise
+            self._warn_once(f"wandb: {_first_line(error)}; logging offline, `wandb sync` sends it")
+            self.process.stop()  # it may still hold the run's id
+            self.process = Process(self.environment)
+            answer = self.process.ask(opening | {"mode": "offline"})
+        self.where = answer["url"] or answer["folder"]
+
+    def _carry(self) -> None:
+        assert self.process is not None
+        while (message := self.messages.get())["do"] != "finish":
+            self.process.send(message)
+        if note := self.process.ask(message)["note"]:
+            self._warn_once(f"wandb: {note}")
+        self.process.give_back()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

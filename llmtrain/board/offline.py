@@ -20,8 +20,7 @@ WHOLE, FIRST, LAST = 1, 2, 4
 
 def offline_files(folder: Path) -> list[Path]:
     """Return the run files below a folder of `offline-run-*`, a `wandb` folder, or a sweep."""
-    found = {path for pattern in FILES for path in folder.glob(pattern) if path.is_file()}
-    return sorted(path for path in found if not path.parent.is_symlink())
+    return sorted({path for pattern in FILES for path in folder.glob(pattern) if path.is_file()})
 
 
 def read_offline_runs(paths: list[Path]) -> list[FetchedRun]:
