@@ -7,6 +7,7 @@ Started by file name (see `mirror.py`): it imports nothing of llmtrain.
 import contextlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -68,8 +69,9 @@ class Courier:
 
     def _drop_older(self, folder: Path, run_id: str) -> None:
         """Remove local copies of earlier attempts: this one gets all their rows again."""
-        for other in folder.parent.glob(f"*run-*-{run_id}"):
-            if other != folder and not other.is_symlink():
+        name = re.compile(rf"(offline-)?run-[0-9_]+-{re.escape(run_id)}(-\d+)?")
+        for other in folder.parent.iterdir():
+            if other != folder and name.fullmatch(other.name) and not other.is_symlink():
                 shutil.rmtree(other, ignore_errors=True)
 
     def row(self, message: Message) -> None:

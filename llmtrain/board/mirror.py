@@ -203,12 +203,12 @@ class WandbMirror:
         try:
             answer = self.process.ask(opening)
         except OSError as error:
+            self.process.stop()  # it may still hold the run's id
             if opening["mode"] == "offline":
                 raise
-            self._warn_once(f"wandb: {_first_line(error)}; logging offline, `wandb sync` sends it")
-            self.process.stop()  # it may still hold the run's id
             self.process = Process(self.environment)
             answer = self.process.ask(opening | {"mode": "offline"})
+            self._warn_once(f"wandb: {_first_line(error)}; logging offline, `wandb sync` sends it")
         self.where = answer["url"] or answer["folder"]
 
     def _carry(self) -> None:

@@ -135,7 +135,7 @@ def test_nothing_of_wandb_is_left_running(make, tiny_corpus_dir, tmp_path):
     assert process is not None
 
     def left() -> list[str]:
-        command = ["ps", "-eo", "args"]
+        command = ["ps", "-ww", "-eo", "args"]
         listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
         own = f"--pid {process.child.pid}"
         return [line for line in listed.stdout.splitlines() if own in line]

@@ -132,7 +132,7 @@ def logged(make, tiny_corpus_dir, tmp_path_factory, published):
         "history": {key for row in run.rows for key in row},
         "summary": set(run.summary) | {key for row in run.rows for key in row},
         "config": set(run.config),
-        "analysis": {key for row in found for key in row},
+        "analysis": {key.partition(".")[0] for row in found for key in row},
     }
 
 
