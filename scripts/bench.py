@@ -3,7 +3,8 @@
   python scripts/bench.py what=analysis
   python scripts/bench.py what=analysis repeats=5 draws=1000 out=bench.json
 
-`what` is one of: analysis (load, fits and bootstrap, figures and report of 250 planted runs).
+`what` is one of: analysis (load, fits and bootstrap, figures and report of 250 planted runs),
+tracking (one run of a minute with and without wandb).
 Prints the median of the repeats, each stage by itself; `out` gets the same as JSON with hardware
 and versions.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from bench_tracking import bench_tracking
 from edge import check_overrides, compose, run_edge
 from rich.console import Console
 from rich.table import Table
@@ -70,7 +72,10 @@ def bench_analysis(draws: int) -> Seconds:
     return {**{name: float(value) for name, value in stages.items()}, "all": clock[-1] - clock[0]}
 
 
-BENCHES: dict[str, Callable[[int], Seconds]] = {"analysis": bench_analysis}
+BENCHES: dict[str, Callable[[int], Seconds]] = {
+    "analysis": bench_analysis,
+    "tracking": bench_tracking,
+}
 
 
 def machine() -> dict[str, str]:
