@@ -103,6 +103,19 @@ def test_what_went_wrong_online_is_whole_offline(server, tmp_path, monkeypatch):
     assert [items(row) for row in history] == rows_until(3)
 
 
+def test_an_offline_run_that_is_synced_is_the_same_run(server, tmp_path):
+    mirror = mirror_of(tmp_path, [], rows_until(40), mode="offline")
+    mirror.finish({"val_loss": 1.5})
+    found = server()
+    where = ["--project", "p2", "--entity", "team", mirror.where]
+    command = [sys.executable, "-m", "wandb", "sync", *where]
+    subprocess.run(command, check=True, capture_output=True, timeout=60, cwd=tmp_path)
+    (run,) = found.runs.values()
+    assert (run.name, run.project, run.group, run.state) == ("abc", "p2", "g", "finished")
+    assert [row["_step"] for row in run.history] == list(range(1, 41))
+    assert run.summary["val_loss"] == 1.5
+
+
 CANARY = "canary-5e3c1a7f"
 
 
