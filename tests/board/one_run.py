@@ -4,19 +4,37 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 
+from llmtrain.board import mirror
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.settings import build_run
+from llmtrain.training import tracking
 from llmtrain.training.loop import train
 
+
+class TimedMirror(mirror.WandbMirror):
+    """The mirror, noting how long the run waits for it."""
+
+    waited: ClassVar[dict[str, float]] = {}
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        begin = time.monotonic()
+        super().__init__(*arguments, **options)
+        self.waited["start"] = time.monotonic() - begin
+
+    def finish(self, *arguments: Any, **options: Any) -> None:
+        begin = time.monotonic()
+        super().finish(*arguments, **options)
+        self.waited["finish"] = time.monotonic() - begin
+
+
 torch.set_num_threads(1)
+tracking.WandbMirror = TimedMirror  # type: ignore[misc]
 config = build_run(json.loads(sys.argv[1]))[0]
-corpus = open_corpus(Path(sys.argv[2]))
-steps: list[float] = []
-begin = time.monotonic()
-train(config, corpus, on_progress=lambda _: steps.append(time.monotonic()))
-seconds = {"start": steps[0] - begin, "last_step": steps[-1]}
-print(json.dumps(seconds | {"directory": str(run_directory(config))}))
+train(config, open_corpus(Path(sys.argv[2])))
+end = {"returned": time.monotonic(), "directory": str(run_directory(config))}
+print(json.dumps(TimedMirror.waited | end))

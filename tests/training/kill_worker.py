@@ -29,7 +29,7 @@ for life in range(n_kills + 1):
         train(config, corpus)
         os._exit(0)
     if life < n_kills:
-        time.sleep(rng.uniform(0.02, 0.25))
+        time.sleep(rng.uniform(0.05, 0.6))
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     lines = metrics.read_bytes().split(b"\n") if metrics.is_file() else []

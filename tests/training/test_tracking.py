@@ -90,10 +90,10 @@ def rows_without_time(directory):
     return [{k: v for k, v in json.loads(line).items() if k not in TIMED} for line in lines]
 
 
-@pytest.mark.parametrize("n_kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_kills", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_killed_run_loses_and_repeats_no_row(make, raw, tiny_corpus_dir, tmp_path, root, n_kills):
-    changes = {"budget.n_tokens": 256 * (200 + 40 * n_kills), "tracking.points": 10_000}
-    changes |= {"checkpoint.every_steps": 7, "data.max_epochs": 1e6, "evaluation.points": 9}
+    changes = {"budget.n_tokens": 256 * (60 + 2 * n_kills), "tracking.points": 10_000}
+    changes |= {"checkpoint.every_steps": 5, "data.max_epochs": 1e6, "evaluation.points": 5}
     _, plain = finish(make, tiny_corpus_dir, tmp_path / "plain", changes)
     raw["runs_root"] = str(tmp_path / "killed")
     for key, value in changes.items():
