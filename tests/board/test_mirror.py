@@ -83,6 +83,8 @@ def test_an_online_resume_goes_on_where_the_server_is(server, tmp_path):
     assert run.history[6]["train/loss"] == 1 / 7
     assert (run.state, run.group, run.summary["val_loss"]) == ("finished", "g", 1.5)
     assert warnings == []
+    (log,) = tmp_path.glob("wandb/run-*/logs/debug-internal.log")
+    assert "ignoring" not in log.read_text()  # what wandb says of a step that is too low
 
 
 def test_a_run_that_failed_is_no_finished_run_on_the_server(server, tmp_path):
