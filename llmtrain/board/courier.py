@@ -60,7 +60,9 @@ class Courier:
             settings=quiet_settings(wandb, message["timeout_s"]),
             reinit="finish_previous",
         )
-        self.first_step = self.run.step  # what the server has of an earlier attempt lies before
+        self.first_step = (
+            self.run.starting_step
+        )  # what the server has of an earlier attempt lies before
         for name, options in message["metrics"].items():
             self.run.define_metric(name, **options)
         self.timeout_s, self.folder = message["timeout_s"], Path(self.run.dir).parent
