@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+from stored_run import StoredRun
 from test_mirror import inspect, items
-from wandb_server import ENTITY, StoredRun
+from wandb_server import ENTITY
 
 from llmtrain.board.fetched import FetchedRun, lay_down, record_of
 from llmtrain.board.offline import offline_files, read_offline
