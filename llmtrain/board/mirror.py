@@ -16,7 +16,9 @@ from llmtrain.board import courier
 from llmtrain.board.identity import Mode, redacted
 
 TIMEOUT_S = 12  # wandb's own limit to start, and to finish
+LOCAL_S = 10  # the same where there is no server to wait for
 FINISH_S = 26  # the longest that the end of a run waits: a failed start, then an offline one
+SERVICE = "WANDB_SERVICE"  # another client's process in this one, which must not be shared
 KEPT = "the files of the run have everything"
 Row = Mapping[str, float | int]
 Warn = Callable[[str], None]
@@ -63,7 +65,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=os.environ | self.environment,
+            env={k: v for k, v in os.environ.items() if k != SERVICE} | self.environment,
             start_new_session=True,  # Ctrl-C is the trainer's
         )
 
@@ -130,7 +132,8 @@ atexit.register(Process.stop_idle)
 
 def environment_of(staging: Path | None) -> dict[str, str]:
     """Return wandb's variables: no reports of its own, artifacts staged in `staging`."""
-    own = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+    named = (name for name in os.environ if name.startswith("WANDB_") and name != SERVICE)
+    own = {name: os.environ[name] for name in named}
     own |= {
         "WANDB_ERROR_REPORTING": "false",
         "WANDB_SILENT": "true",
@@ -207,7 +210,8 @@ class WandbMirror:
             if opening["mode"] == "offline":
                 raise
             self.process = Process(self.environment)
-            answer = self.process.ask(opening | {"mode": "offline"})
+            local = {"mode": "offline", "timeout_s": LOCAL_S}
+            answer = self.process.ask(opening | local)
             self._warn_once(f"wandb: {_first_line(error)}; logging offline, `wandb sync` sends it")
         self.where = answer["url"] or answer["folder"]
 
