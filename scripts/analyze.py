@@ -4,18 +4,24 @@
   python scripts/analyze.py runs=FILE.csv            columns params, tokens, loss; flops, group, ...
   python scripts/analyze.py runs=FILE.csv 'columns={params: N, tokens: D}' params_convention=total
   python scripts/analyze.py runs=FILE.csv 'budgets=[1e18,1e19,1e20]' bootstrap=2000 out=DIR
+  python scripts/analyze.py runs=wandb:ENTITY/PROJECT/GROUP      a team's runs, from wandb
+  python scripts/analyze.py runs=FOLDER              of wandb's own offline-run-* folders
   python scripts/analyze.py runs=runs/B against=runs/A/report/law.json
 
-Writes law.json, report.html, report.md and figures. Every key stands in configs/analyze.yaml.
+Writes law.json, report.html, report.md and figures, and logs them to wandb (publish=online,
+offline, disabled; auto is online where a key is). Every key stands in configs/analyze.yaml.
 Exit codes: 0 a law was fitted, 2 bad input, 7 the runs identify no law.
 """
 
+import dataclasses
+import sys
 from pathlib import Path
 
 from edge import compose, run_edge
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from llmtrain.board.source import group_of, local_runs
 from llmtrain.scaling.analysis import analyze, compare_with
 from llmtrain.scaling.bracket_table import bracket_line, bracket_table
 from llmtrain.scaling.check_tables import forecast_table
@@ -23,6 +29,7 @@ from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.fit_tables import estimator_table, multiplier_table
 from llmtrain.scaling.law_file import read_side
 from llmtrain.scaling.load import load_runs
+from llmtrain.scaling.publish import publish
 from llmtrain.scaling.report import ReportFiles, write_report
 from llmtrain.scaling.results import Analysis
 from llmtrain.scaling.tables import TableOptions
@@ -77,13 +84,16 @@ def print_analysis(console: Console, analysis: Analysis, files: ReportFiles) -> 
 def main(overrides: list[str]) -> None:
     """Load, fit, write, print; refuse last, so that what succeeded is on disk."""
     config = build(AnalyzeConfig, compose("analyze", overrides))
-    source = Path(config.runs)
+    team = group_of(config.runs)
+    if team is not None:
+        config = dataclasses.replace(config, entity=team[0], project=team[1])
     base = None if config.against is None else read_side(Path(config.against))
     table = TableOptions(
         columns=config.columns,
         params_convention=config.params_convention,
         flops_convention=config.flops_convention,
     )
+    source = local_runs(config.runs)
     runs = load_runs(source, table)
     training = load_curves(source, runs) if source.is_dir() else None
     analysis = analyze(config, runs, training)
@@ -91,10 +101,13 @@ def main(overrides: list[str]) -> None:
         analysis = compare_with(analysis, base)
     out = default_out(source) if config.out is None else Path(config.out)
     files = write_report(analysis, out, overrides)
+    where = publish(analysis, files, warn=lambda line: print(line, file=sys.stderr))
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 160  # a file or a pipe has no width; nothing may be cut
     print_analysis(console, analysis, files)
+    if where:
+        console.print(f"wandb:   {where}", markup=False)
     if all(group.main is None for group in analysis.groups):
         reasons = dict.fromkeys(e.reason for e in analysis.groups[0].estimates if e.reason)
         raise FitRefusedError(f"no law: {'; '.join(reasons)} (what succeeded is in {files.html})")

@@ -1,6 +1,7 @@
 """Configurations that every room's tests share."""
 
 import copy
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,10 @@ import pytest
 
 from llmtrain.corpus.prepare import prepare
 from llmtrain.spec.settings import TrainConfig, build_run
+
+# No test may reach the wandb account of whoever runs it.
+os.environ["NETRC"] = os.devnull
+os.environ.pop("WANDB_API_KEY", None)
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-ROOMS = {"spec", "corpus", "training", "sweep", "scaling"}
+ROOMS = {"spec", "board", "corpus", "training", "sweep", "scaling"}
 MAY_USE = {
     "spec": set(),
+    "board": {"spec"},
     "corpus": {"spec"},
     "sweep": {"spec", "corpus", "scaling"},
-    "training": {"spec", "corpus"},
-    "scaling": {"spec"},
+    "training": {"spec", "board", "corpus"},
+    "scaling": {"spec", "board"},
 }
 DOORS = {
     "hydra": ("scripts", "sweep.launcher", "sweep.sweeper", "hydra_plugins"),
@@ -25,7 +26,8 @@ DOORS = {
     "datasets": ("corpus.sources",),
     "pyarrow": ("corpus.sources",),
     "tokenizers": ("corpus.tokenizer",),
-    "wandb": ("training.tracking", "scaling.report"),
+    "wandb": ("board.courier", "board.pull", "board.offline"),
+    "wandb_workspaces": ("board.dashboard",),
     "pynvml": ("training.energy",),
     "rich": ("scripts",),
     "submitit": ("sweep.slurm",),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from llmtrain.spec.check import check, check_between, check_positive
+from llmtrain.spec.check import check, check_between, check_name, check_positive
 
 ParamsConvention = Literal["auto", "non_embedding", "no_input_embedding", "total"]
 
@@ -55,9 +55,16 @@ class AnalyzeConfig:
     """Budget the report predicts for; null: ten times the largest."""
     against: str | None
     """law.json of another sweep: how much less compute this one needs for the same loss."""
+    publish: Literal["auto", "online", "offline", "disabled"]
+    """Log the analysis to wandb, in the runs' group; auto: online with a key, else offline."""
+    project: str
+    """wandb project of the analysis; runs=wandb:... publishes where it read."""
+    entity: str | None
+    """wandb user or team; null takes the account's default."""
 
     def __post_init__(self) -> None:
         """Refuse what no fit can use."""
+        check_name("project", self.project)
         check(self.runs != "", "runs is empty: name a sweep's folder or a CSV file")
         for budget in self.budgets:
             check_positive("budgets", budget)

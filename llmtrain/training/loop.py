@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmtrain.board.mirror import Mirror, NoMirror, Row
 from llmtrain.corpus.shards import Corpus
 from llmtrain.spec import rundir
 from llmtrain.spec.errors import DivergedError, InterruptedRunError, MismatchError
@@ -20,15 +21,14 @@ from llmtrain.training.evaluate import Evaluation
 from llmtrain.training.parallel import Team, joined
 from llmtrain.training.sample import SAMPLE_FILE, sample_text
 from llmtrain.training.session import Session
-from llmtrain.training.summary import make_record, metrics_row, wandb_facts, wandb_tags
-from llmtrain.training.tracking import (
-    MetricsFile,
-    Mirror,
-    NoMetricsFile,
-    NoMirror,
-    Row,
-    open_mirror,
+from llmtrain.training.summary import (
+    make_record,
+    metrics_row,
+    wandb_facts,
+    wandb_summary,
+    wandb_tags,
 )
+from llmtrain.training.tracking import MetricsFile, NoMetricsFile, open_mirror
 from llmtrain.training.trunk import check_branches, keep_state, starting_state
 
 CHECKPOINTS = "checkpoints"
@@ -164,7 +164,7 @@ class _Run:
             metrics_sha256=self.metrics.close(),
         )
         record = self.team.lead(lambda: self._leave_record(record, text))
-        self.mirror.finish({"val/loss": final.loss, "val/bpb": final.bpb})
+        self.mirror.finish(wandb_summary(record))
         return record
 
     def _leave_record(self, record: RunRecord, text: str | None) -> RunRecord:
@@ -184,7 +184,7 @@ class _Run:
         reason = str(error) or type(error).__name__
         if self.team.leads:  # not `lead`: the others may be gone
             rundir.write_state(self.directory, "stopped" if interrupted else "failed", reason)
-        self.mirror.finish({})
+        self.mirror.finish({}, exit_code=getattr(error, "exit_code", 1))
 
     def _train(self, stop: runtime.StopRequest) -> None:
         session, plan = self.session, self.plan

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+from llmtrain.board.identity import flatten, tag_list
 from llmtrain.corpus.shards import Corpus
 from llmtrain.spec.branching import trunk_id
 from llmtrain.spec.build import config_hash
@@ -16,7 +17,6 @@ from llmtrain.training import runtime
 from llmtrain.training.energy import EnergyMeter
 from llmtrain.training.evaluate import Evaluation
 from llmtrain.training.session import Session
-from llmtrain.training.tracking import flatten
 
 
 def metrics_row(session: Session, loss: float) -> dict[str, float | int]:
@@ -140,13 +140,27 @@ def make_record(
 
 def wandb_tags(config: TrainConfig) -> list[str]:
     """Return the tags that a run is found by."""
-    budget = run_id(config).partition("-")[0]
-    shape = f"w{config.model.d_model}d{config.model.n_layers}"
-    return [budget, shape, config.recipe.name, config.schedule.name, config.data.name]
+    budget, shape, seed = run_id(config).split("-")[:3]
+    named = (config.recipe.name, config.schedule.name, config.optimizer.name, config.data.name)
+    return tag_list(budget, shape, seed, *named)
 
 
 def wandb_facts(config: TrainConfig, plan: RunPlan, corpus: Corpus) -> dict[str, Any]:
-    """Return the configuration and the plan with dotted keys."""
-    facts = flatten(dataclasses.asdict(config))
-    facts |= flatten({"plan": dataclasses.asdict(plan)})
-    return facts | {"data_id": corpus.manifest.data_id, "run_id": run_id(config)}
+    """Return the configuration and the plan on one level, and what they belong to."""
+    manifest = corpus.manifest
+    return flatten(dataclasses.asdict(config) | {"plan": dataclasses.asdict(plan)}) | {
+        "run_id": run_id(config),
+        "config_id": config_hash(run_identity(config)),
+        "code_id": code_id(),
+        "data_id": manifest.data_id,
+        "tokenizer_id": manifest.tokenizer_id,
+        "vocab_size": manifest.vocab_size,
+    }
+
+
+def wandb_summary(record: RunRecord) -> dict[str, Any]:
+    """Return the record with one level of keys, as in params/total; llmtrain.board reads it back.
+
+    N, D and C stand there under every convention.
+    """
+    return flatten(dataclasses.asdict(record))

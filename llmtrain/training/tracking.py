@@ -3,18 +3,23 @@
 import hashlib
 import json
 import os
-import queue
-import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from llmtrain.board.identity import settled_mode, wandb_id
+from llmtrain.board.mirror import Mirror, NoMirror, Row, WandbMirror
 from llmtrain.spec.settings import TrackingConfig
 from llmtrain.training.runtime import warn
 
 METRICS_FILE = "metrics.jsonl"
-START_S = 30  # the longest that wandb may take to start, and to finish
-Row = Mapping[str, float | int]
+STEP_METRICS = {
+    "tokens": {},
+    "flops": {"step_metric": "tokens"},
+    "train/*": {"step_metric": "tokens"},
+    "val/*": {"step_metric": "flops"},
+}
+"""What each wandb chart has on its x axis; the panels of scripts/dashboard.py say so too."""
 
 
 class MetricsFile:
@@ -64,86 +69,6 @@ class NoMetricsFile(MetricsFile):
         return ""
 
 
-class Mirror(Protocol):
-    """Where rows are copied to."""
-
-    def log(self, row: Row) -> None:
-        """Take a row."""
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Take the last values and close."""
-
-
-class NoMirror:
-    """Copies nothing."""
-
-    def log(self, row: Row) -> None:
-        """Drop the row."""
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-
-class WandbMirror:
-    """A wandb run fed from a thread of its own: it never blocks a step and never fails a run."""
-
-    def __init__(self, settings: dict[str, Any], directory: Path) -> None:
-        self.settings = settings
-        self.directory = directory
-        self.rows: queue.Queue[tuple[str, Any]] = queue.Queue()
-        self.thread = threading.Thread(target=self._serve, name="wandb", daemon=True)
-        self.thread.start()
-
-    def log(self, row: Row) -> None:
-        """Queue a row."""
-        self.rows.put(("row", dict(row)))
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Queue the summary and wait for the end, START_S seconds at most."""
-        self.rows.put(("end", dict(summary)))
-        self.thread.join(timeout=START_S)
-        if self.thread.is_alive():
-            warn(f"wandb did not finish within {START_S} s; metrics.jsonl has everything")
-
-    def _serve(self) -> None:
-        try:
-            self._copy()
-        except Exception as error:
-            first = (str(error).splitlines() or [""])[0]
-            warn(f"wandb stopped: {type(error).__name__}: {first}; metrics.jsonl has everything")
-
-    def _copy(self) -> None:
-        import wandb  # noqa: PLC0415 - 0.35 s, and the trainer must run without it
-
-        with wandb.init(
-            **self.settings,
-            dir=str(self.directory),
-            settings=wandb.Settings(
-                init_timeout=START_S,
-                finish_timeout=START_S,
-                silent=True,
-                save_code=False,
-                disable_code=True,
-                disable_git=True,
-                console="off",
-                x_disable_meta=True,  # argv may hold a secret
-                x_save_requirements=False,
-            ),
-            reinit="finish_previous",
-        ) as run:
-            for name in ("train/*", "val/*"):
-                run.define_metric(name, step_metric="tokens")
-            run.define_metric("tokens")
-            run.define_metric("flops", step_metric="tokens")
-            run.define_metric("val/loss", step_metric="flops", summary="min")
-            while True:
-                kind, values = self.rows.get()
-                if kind == "end":
-                    run.summary.update(values)
-                    return
-                run.log(values, step=int(values["step"]))
-
-
 def open_mirror(
     config: TrackingConfig,
     *,
@@ -153,36 +78,25 @@ def open_mirror(
     tags: list[str],
     facts: Mapping[str, Any],
 ) -> Mirror:
-    """Return the mirror that the config asks for; `facts` is the run's configuration, flat."""
-    key = os.environ.get("WANDB_API_KEY")
-    mode = config.wandb
-    if mode == "auto":
-        mode = "online" if key else "offline"
+    """Return the mirror that the config asks for; `facts` is the run's configuration, flat.
+
+    The rows that metrics.jsonl holds already are sent first: wandb drops those it has.
+    """
+    mode = settled_mode(config.wandb)
     if mode == "disabled":
         return NoMirror()
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    identity = hashlib.sha256(f"{family}/{run_id}".encode()).hexdigest()[:16]
-    settings = {
-        "mode": mode,
+    init = {
         "project": config.project,
         "entity": config.entity,
         "group": family,
         "job_type": "train",
         "name": run_id.rpartition("-")[0],
-        "id": identity,
+        "id": wandb_id(family, run_id),
         "resume": "allow",
         "tags": tags,
         "config": dict(facts),
+        "dir": str(directory),
     }
-    return WandbMirror(settings, directory)
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping as one level with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat.update(flatten(item, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat
+    lines = (directory / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    past = (json.loads(line) for line in lines)
+    return WandbMirror(init, mode=mode, metrics=STEP_METRICS, rows=past, warn=warn)

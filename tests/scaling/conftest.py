@@ -155,6 +155,9 @@ def analyze_config() -> Callable[..., AnalyzeConfig]:
         starts="centred",
         target_flops=None,
         against=None,
+        publish="disabled",
+        project="llmtrain",
+        entity=None,
     )
     return lambda **changes: dataclasses.replace(defaults, **changes)
 
