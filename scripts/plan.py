@@ -16,7 +16,8 @@ from rich.table import Table
 from llmtrain.corpus.prepare import known_tokens
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.recipe import outside_range
-from llmtrain.spec.settings import SweepConfig, TrainConfig, build_run
+from llmtrain.spec.settings import TrainConfig, build_run
+from llmtrain.spec.sweeps import SweepConfig
 from llmtrain.sweep.centre import describe, expected_params
 from llmtrain.sweep.grid import Cell, Grid, family, plan_sweep
 from llmtrain.sweep.rounds import AdaptiveSweep, describe_round
