@@ -5,48 +5,157 @@
   python scripts/plan.py sweep=isoflop sweep.mode=adaptive sweep.law=besiroglu     the first round
   python scripts/plan.py sweep=isoflop sweep.mode=lr_bracket                       with its rates
   python scripts/plan.py model=w256d6 budget.flops=1e15
+  python scripts/plan.py sweep=demo format=csv > plan.csv
+  python scripts/plan.py sweep=demo picture=plan.svg
 
-Takes the same overrides as scripts/train.py.
+Takes the same overrides as scripts/train.py, and format=table, csv or json, and picture=FILE (.svg
+or .png). Memory is estimated from the shapes; seconds from the runs that this machine has finished
+under runs_root (else from bill.assumed_mfu and runtime.peak_tflops); energy, carbon and money from
+the seconds and configs/bill.
 """
 
-from edge import compose, run_edge
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge import compose, key_values, run_edge
 from rich.console import Console
 from rich.table import Table
 
 from llmtrain.corpus.prepare import known_tokens
+from llmtrain.scaling.plot.plan import draw_plan
+from llmtrain.spec.bill import Bill, bill_for, total
+from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.memory import GB, memory_bytes
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.recipe import outside_range
-from llmtrain.spec.settings import SweepConfig, TrainConfig, build_run
+from llmtrain.spec.settings import TrainConfig, build_run
+from llmtrain.spec.sweeps import SweepConfig
 from llmtrain.sweep.centre import describe, expected_params
 from llmtrain.sweep.grid import Cell, Grid, family, plan_sweep
+from llmtrain.sweep.pool import make_slots
 from llmtrain.sweep.rounds import AdaptiveSweep, describe_round
+from llmtrain.sweep.speed import (
+    MIN_RUNS,
+    Speed,
+    assumed_speed,
+    find_records,
+    learn_speed,
+    makespan,
+)
 
-COLUMNS = (
-    "budget", "d_model", "n_layers", "seed", "N", "D", "D/N", "epochs",
-    "steps", "batch", "lr", "FLOPs", "off",
-)  # fmt: skip
+OWN = {"format": "table", "picture": ""}
+FORMATS = ("table", "csv", "json")
+# Fact of a cell -> column of the table, and how it is printed there.
+COLUMNS = {
+    "budget": ("budget", ".3g"), "d_model": ("d_model", "d"), "n_layers": ("n_layers", "d"),
+    "seed": ("seed", "d"), "n_params": ("N", ",d"), "n_tokens": ("D", ",d"),
+    "tokens_per_param": ("D/N", ".1f"), "epochs": ("epochs", ".3f"), "n_steps": ("steps", "d"),
+    "batch_tokens": ("batch", "d"), "peak_lr": ("lr", ".2e"), "flops": ("FLOPs", ".4g"),
+    "budget_error": ("off", "+.3%"), "memory_gb": ("GB", ".3g"), "seconds": ("seconds", ".3g"),
+}  # fmt: skip
 
 
-def row(cell: Cell) -> list[str]:
-    """Return a cell's line of the table."""
-    plan, model = cell.plan, cell.config.model
-    spent = plan.flops[cell.config.budget.convention]
-    asked = cell.config.budget.flops
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Planned:
+    """A cell and what it will take."""
+
+    cell: Cell
+    memory_bytes: int
+    seconds: float | None
+    bill: Bill | None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the cell on one level, as CSV and JSON have it."""
+        plan, config = self.cell.plan, self.cell.config
+        bill = self.bill
+        return {
+            "run_id": self.cell.run_id,
+            "budget": config.budget.flops,
+            "d_model": config.model.d_model,
+            "n_layers": config.model.n_layers,
+            "seed": config.seed,
+            "n_params": plan.params["no_input_embedding"],
+            "n_tokens": plan.n_tokens,
+            "tokens_per_param": plan.tokens_per_param,
+            "epochs": plan.epochs,
+            "n_steps": plan.n_steps,
+            "batch_tokens": plan.batch_tokens,
+            "peak_lr": plan.hyper.peak_lr,
+            "flops": plan.flops[config.budget.convention],
+            "flops_spent": self.cell.spent,
+            "flops_convention": config.budget.convention,
+            "budget_error": plan.budget_error,
+            "memory_gb": self.memory_bytes / GB,
+            "seconds": self.seconds,
+            "kwh": None if bill is None else bill.kwh,
+            "co2e_kg": None if bill is None else bill.co2e_kg,
+            "money": None if bill is None else bill.money,
+        }
+
+
+def estimate(cell: Cell, speed: Speed | None) -> Planned:
+    """Return the cell with its memory, and with its time and bill where the speed is known."""
+    config, plan = cell.config, cell.plan
+    seconds = bill = None
+    if speed is not None:
+        share = cell.spent / plan.flops[config.budget.convention]
+        seconds = speed.seconds_of(share * plan.flops["full_attention"], config.model.d_model)
+        bill = bill_for(seconds, config.bill, speed.hardware)
+    memory = memory_bytes(config, plan).total
+    return Planned(cell=cell, memory_bytes=memory, seconds=seconds, bill=bill)
+
+
+def shown(facts: dict[str, Any]) -> list[str]:
+    """Return a cell's line of the table; a question mark for what is not known."""
     return [
-        "" if asked is None else f"{asked:.3g}",
-        str(model.d_model),
-        str(model.n_layers),
-        str(cell.config.seed),
-        f"{plan.params['no_input_embedding']:,}",
-        f"{plan.n_tokens:,}",
-        f"{plan.tokens_per_param:.1f}",
-        "?" if plan.epochs is None else f"{plan.epochs:.3f}",
-        str(plan.n_steps),
-        str(plan.batch_tokens),
-        f"{plan.hyper.peak_lr:.2e}",
-        f"{spent:.4g}",
-        f"{plan.budget_error:+.3%}",
+        "?" if facts[name] is None else f"{facts[name]:{form}}"
+        for name, (_, form) in COLUMNS.items()
     ]
+
+
+def cost_lines(planned: Sequence[Planned], speed: Speed | None, config: TrainConfig) -> list[str]:
+    """Return what the cells take together, and what that rests on."""
+    most = max(planned, key=lambda item: item.memory_bytes)
+    lines = [f"memory: at most {most.memory_bytes / GB:.3g} GB, by {most.cell.run_id} (estimated)"]
+    seconds = [item.seconds for item in planned if item.seconds is not None]
+    if speed is None or not seconds:
+        return [
+            *lines,
+            f"time and cost unknown: fewer than {MIN_RUNS} finished runs of this kind under "
+            f"{config.runs_root}; set runtime.peak_tflops and bill.assumed_mfu to assume a speed",
+        ]
+    slots = min(len(make_slots(1)), len(seconds))
+    error = "" if speed.error is None else f", median error {speed.error:.0%}"
+    learnt = f"learnt from {speed.n_runs} runs{error}" if speed.n_runs else "not measured"
+    lines.append(
+        f"time: {duration(sum(seconds))} in all, {duration(makespan(seconds, slots))} on {slots} "
+        f"workers of {speed.machine} ({learnt})"
+    )
+    return [*lines, bill_line(total(item.bill for item in planned if item.bill), config)]
+
+
+def bill_line(bill: Bill, config: TrainConfig) -> str:
+    """Return energy, carbon and money in a line."""
+    if bill.kwh is None or bill.co2e_kg is None:
+        energy = "energy and carbon unknown: set bill.device_watts"
+    else:
+        where = f"{config.bill.grid:g} g/kWh, {config.bill.region}, PUE {config.bill.pue:g}"
+        energy = f"estimated {bill.kwh:.3g} kWh, {bill.co2e_kg:.3g} kg CO2e ({where})"
+    if bill.money is None:
+        return f"cost: {energy}; no price set (bill.price_per_hour)"
+    return f"cost: {energy}, {bill.money:.2f} {config.bill.currency}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def plan_grid(
@@ -68,9 +177,21 @@ def plan_grid(
     return grid, [*lines, f"{describe_round(1, decision)}; later rounds depend on its losses"]
 
 
+def split_own(overrides: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Return this script's own keys, and the overrides that are train.py's. Raises ConfigError."""
+    mine = [item for item in overrides if item.partition("=")[0] in OWN]
+    own = OWN | key_values(mine, tuple(OWN))
+    if own["format"] not in FORMATS:
+        raise ConfigError(f"format={own['format']!r} is not one of {', '.join(FORMATS)}")
+    if own["picture"] and Path(own["picture"]).suffix not in (".svg", ".png"):
+        raise ConfigError(f"picture={own['picture']!r} must end in .svg or .png")
+    return own, [item for item in overrides if item not in mine]
+
+
 def main(overrides: list[str]) -> None:
     """Plan and print."""
-    config, sweep = build_run(compose("train", overrides))
+    own, rest = split_own(overrides)
+    config, sweep = build_run(compose("train", rest))
     tokens = known_tokens(config.data)
     lines: list[str] = []
     if sweep is None:
@@ -78,42 +199,71 @@ def main(overrides: list[str]) -> None:
         grid = Grid(cells=(Cell(config=config, plan=plan),), refused=())
     else:
         grid, lines = plan_grid(config, sweep, tokens)
+    speed = learn_speed(find_records(Path(config.runs_root)), config.runtime)
+    speed = assumed_speed(config) if speed is None else speed
+    planned = [estimate(cell, speed) for cell in grid.cells]
+    facts = [item.facts() for item in planned]
+    if own["picture"]:
+        draw_plan(facts, Path(own["picture"]))
+    if own["format"] == "json":
+        print(json.dumps(facts, indent=1))
+    elif own["format"] == "csv":
+        writer = csv.DictWriter(sys.stdout, fieldnames=list(facts[0]) if facts else [])
+        writer.writeheader()
+        writer.writerows(facts)
+    else:
+        notes = cost_lines(planned, speed, config) if planned else []
+        print_plan(grid, facts, [*lines, *saved_line(grid), *notes, *warnings(grid, tokens)])
+
+
+def saved_line(grid: Grid) -> list[str]:
+    """Return what trunks and branches save, where there are any."""
+    whole = sum(cell.plan.flops[cell.config.budget.convention] for cell in grid.cells)
+    spent = sum(cell.spent for cell in grid.cells)
+    if spent >= whole:
+        return []
+    return [
+        f"trunks and branches: {spent:.4g} FLOPs are spent, {1 - spent / whole:.1%} less than the "
+        "cells one by one"
+    ]
+
+
+def warnings(grid: Grid, tokens: int | None) -> list[str]:
+    """Return what a reader of the plan should know."""
+    found = dict.fromkeys(
+        outside_range(cell.config.recipe.name, cell.plan.params["no_input_embedding"])
+        for cell in grid.cells
+    )
+    lines = [f"note: {note}; some cells lie outside" for note in found if note]
+    if tokens is None:
+        lines.append("note: the corpus is not prepared yet, so epochs are unknown")
+    return lines
+
+
+def print_plan(grid: Grid, facts: Sequence[dict[str, Any]], lines: Sequence[str]) -> None:
+    """Print the table, the refused cells, the sum and `lines`."""
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
-        console.width = 160  # a file or a pipe has no width; nothing may be cut
+        console.width = 180  # a file or a pipe has no width; nothing may be cut
     table = Table(box=None, pad_edge=False)
-    for name in COLUMNS:
+    for name, _ in COLUMNS.values():
         table.add_column(name, justify="right")
-    for cell in grid.cells:
-        table.add_row(*row(cell))
+    for cell in facts:
+        table.add_row(*shown(cell))
     console.print(table)
     for refused in grid.refused:
         console.print(
-            f"refused: w{refused.d_model}d{refused.n_layers} seed {refused.seed}: {refused.reason}"
+            f"refused: w{refused.d_model}d{refused.n_layers} seed {refused.seed}: {refused.reason}",
+            markup=False,
         )
-    convention = config.budget.convention
-    total = sum(cell.plan.flops[convention] for cell in grid.cells)
+    whole = sum(cell["flops"] for cell in facts)
+    counted = f"{facts[0]['flops_convention']}; " if facts else ""
     console.print(
-        f"{len(grid.cells)} cells, {len(grid.refused)} refused; {total:.4g} FLOPs in all "
-        f"({convention}; N without the input embedding)"
+        f"{len(facts)} cells, {len(grid.refused)} refused; {whole:.4g} FLOPs in all "
+        f"({counted}N without the input embedding)"
     )
     for line in lines:
         console.print(line, markup=False)
-    spent = sum(cell.spent for cell in grid.cells)
-    if spent < total:
-        console.print(
-            f"trunks and branches: {spent:.4g} FLOPs are spent, {1 - spent / total:.1%} less than "
-            "the cells one by one"
-        )
-    notes = {
-        note
-        for cell in grid.cells
-        if (note := outside_range(config.recipe.name, cell.plan.params["no_input_embedding"]))
-    }
-    for note in notes:
-        console.print(f"note: {note}; some cells lie outside")
-    if tokens is None:
-        console.print("note: the corpus is not prepared yet, so epochs are unknown")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from rich.table import Table
 from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import Manifest, open_corpus
 from llmtrain.spec.build import build
-from llmtrain.spec.config import DataConfig
+from llmtrain.spec.data import DataConfig
 
 BAR_EVERY_S = 0.1
 LINE_EVERY_S = 10.0

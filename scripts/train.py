@@ -27,7 +27,8 @@ from llmtrain.spec.check import check
 from llmtrain.spec.placement import placement
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.rundir import run_directory
-from llmtrain.spec.settings import LaunchConfig, TrainConfig, build_launch, build_run
+from llmtrain.spec.settings import TrainConfig, build_launch, build_run
+from llmtrain.spec.sweeps import LaunchConfig
 from llmtrain.sweep.grid import Cell
 from llmtrain.sweep.launcher import HANDS, plain
 from llmtrain.sweep.ledger import cell_status, facts

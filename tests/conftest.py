@@ -130,6 +130,7 @@ RAW: dict[str, Any] = {
         "device_watts": None,
         "price_per_hour": None,
         "currency": "USD",
+        "assumed_mfu": None,
     },
     "seed": 0,
     "name": "test",

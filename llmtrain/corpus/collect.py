@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llmtrain.corpus.dedup import NearDuplicates
 from llmtrain.corpus.sources import documents
-from llmtrain.spec.config import DataConfig
+from llmtrain.spec.data import DataConfig
 from llmtrain.spec.errors import ConfigError
 
 SPOOL_FILE = "text.spool"

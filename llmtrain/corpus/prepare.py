@@ -35,7 +35,7 @@ from llmtrain.corpus.tokenizer import (
     train_bpe,
 )
 from llmtrain.spec.build import config_hash
-from llmtrain.spec.config import DataConfig
+from llmtrain.spec.data import DataConfig
 from llmtrain.spec.errors import ConfigError, MismatchError
 
 Progress = Callable[[str, float], None]

@@ -52,6 +52,8 @@ class BillConfig:
     price_per_hour: float | None
     """Price of one device (a GPU, or one CPU worker) for an hour; null leaves money out."""
     currency: str
+    assumed_mfu: float | None
+    """Share of runtime.peak_tflops that a plan counts on where no finished run tells the speed."""
 
     def __post_init__(self) -> None:
         """Refuse unknown regions and numbers below what they can be."""
@@ -67,6 +69,8 @@ class BillConfig:
         if self.price_per_hour is not None:
             check_between("bill.price_per_hour", self.price_per_hour, 0.0, 1e6)
         check_name("bill.currency", self.currency)
+        if self.assumed_mfu is not None:
+            check_between("bill.assumed_mfu", self.assumed_mfu, 0.001, 1.0)
 
     @property
     def grid(self) -> float:

@@ -19,7 +19,7 @@ from llmtrain.scaling.precision import (
     local_surface,
 )
 from llmtrain.spec.errors import FitRefusedError
-from llmtrain.spec.settings import SweepConfig
+from llmtrain.spec.sweeps import SweepConfig
 from llmtrain.sweep.decision import Candidate, Measured, Pick, Round, columns
 
 FIRST_BUDGETS = 2

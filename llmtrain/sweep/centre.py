@@ -18,7 +18,8 @@ from llmtrain.scaling.published import published_law
 from llmtrain.spec.config import ModelConfig
 from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.flops import CONVENTIONS, flops_per_token, param_groups
-from llmtrain.spec.settings import SweepConfig, TrainConfig
+from llmtrain.spec.settings import TrainConfig
+from llmtrain.spec.sweeps import SweepConfig
 
 SIZE = "no_input_embedding"
 """The count in which a sweep spreads its sizes."""

@@ -10,7 +10,8 @@ from llmtrain.spec.config import ModelConfig
 from llmtrain.spec.errors import ConfigError, PlanError
 from llmtrain.spec.flops import param_groups
 from llmtrain.spec.plan import RunPlan, plan_run, run_id
-from llmtrain.spec.settings import SweepConfig, TrainConfig
+from llmtrain.spec.settings import TrainConfig
+from llmtrain.spec.sweeps import SweepConfig
 from llmtrain.sweep.centre import expected_params
 
 

@@ -11,7 +11,8 @@ from llmtrain.spec.errors import ConfigError, MismatchError
 from llmtrain.spec.flops import param_groups
 from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import run_directory, write_json
-from llmtrain.spec.settings import SweepConfig, TrainConfig
+from llmtrain.spec.settings import TrainConfig
+from llmtrain.spec.sweeps import SweepConfig
 from llmtrain.sweep.adaptive import next_round
 from llmtrain.sweep.centre import expected_params
 from llmtrain.sweep.decision import Candidate, Measured, Pick, Round

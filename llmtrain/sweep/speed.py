@@ -10,7 +10,7 @@ from pathlib import Path
 from llmtrain.spec.errors import LlmtrainError
 from llmtrain.spec.plan import RunPlan
 from llmtrain.spec.record import RECORD_FILE, RunRecord, read_record
-from llmtrain.spec.settings import RuntimeConfig
+from llmtrain.spec.settings import RuntimeConfig, TrainConfig
 
 MIN_RUNS = 3
 HELD_OUT = 200
@@ -42,6 +42,22 @@ class Speed:
     def seconds_of(self, flops: float, d_model: int) -> float:
         """Return the expected wall seconds of `flops` (full_attention) at this width."""
         return self.fixed_s + flops / math.exp(self.intercept + self.slope * math.log(d_model))
+
+
+def assumed_speed(config: TrainConfig) -> Speed | None:
+    """Return the speed that bill.assumed_mfu and runtime.peak_tflops say; None without both."""
+    mfu, peak = config.bill.assumed_mfu, config.runtime.peak_tflops
+    if mfu is None or peak is None:
+        return None
+    return Speed(
+        machine=f"a device of {peak:g} TFLOP/s at an assumed MFU of {mfu:g}",
+        hardware={"gpu": "unknown"},
+        n_runs=0,
+        fixed_s=0.0,
+        intercept=math.log(mfu * peak * 1e12),
+        slope=0.0,
+        error=None,
+    )
 
 
 def machine_of(record: RunRecord) -> str:

@@ -17,13 +17,8 @@ from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import run_directory
-from llmtrain.spec.settings import (
-    LaunchConfig,
-    SweepConfig,
-    TrainConfig,
-    build_launch,
-    build_run,
-)
+from llmtrain.spec.settings import TrainConfig, build_launch, build_run
+from llmtrain.spec.sweeps import LaunchConfig, SweepConfig
 from llmtrain.sweep.grid import Cell, Grid, plan_sweep
 from llmtrain.sweep.launcher import HANDS, CellFailedError, CellLauncher, plain, refuse_teams
 from llmtrain.sweep.ledger import cell_status, facts, reopen, write_sweep

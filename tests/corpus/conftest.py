@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llmtrain.corpus.shards import Corpus
-from llmtrain.spec.config import DataConfig
+from llmtrain.spec.data import DataConfig
 
 PLAIN = DataConfig(
     name="toy",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llmtrain.corpus.dedup import NearDuplicates, shingle_hashes, signature
 from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import Corpus, open_corpus
-from llmtrain.spec.config import DataConfig
+from llmtrain.spec.data import DataConfig
 
 VOCABULARY = [f"w{i}" for i in range(2000)]
 

@@ -16,7 +16,7 @@ import pytest
 from llmtrain.corpus.manifest import read_manifest
 from llmtrain.corpus.prepare import corpus_dir, prepare
 from llmtrain.corpus.shards import open_corpus
-from llmtrain.spec.config import DataConfig
+from llmtrain.spec.data import DataConfig
 from llmtrain.spec.errors import LlmtrainError
 
 FORK = multiprocessing.get_context("fork")

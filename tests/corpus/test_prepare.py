@@ -11,7 +11,7 @@ import pytest
 
 from llmtrain.corpus.prepare import corpus_dir, prepare
 from llmtrain.corpus.shards import Corpus, open_corpus
-from llmtrain.spec.config import DataConfig
+from llmtrain.spec.data import DataConfig
 from llmtrain.spec.errors import ConfigError, MismatchError
 
 Split = Callable[[Corpus], tuple[list[bytes], list[bytes]]]

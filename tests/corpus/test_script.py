@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.build import build
-from llmtrain.spec.config import DataConfig
+from llmtrain.spec.data import DataConfig
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "data").glob("*.yaml"))

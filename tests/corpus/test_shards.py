@@ -15,7 +15,7 @@ from llmtrain.corpus.manifest import read_manifest, write_manifest
 from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.build import config_hash
-from llmtrain.spec.config import DataConfig
+from llmtrain.spec.data import DataConfig
 from llmtrain.spec.errors import ConfigError, LlmtrainError, MismatchError
 
 Damage = Callable[[Path, Path], None]

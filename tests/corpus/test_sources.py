@@ -14,7 +14,7 @@ import pytest
 from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import Corpus, open_corpus
 from llmtrain.corpus.sources import Document, articles, documents, local_files
-from llmtrain.spec.config import DataConfig
+from llmtrain.spec.data import DataConfig
 from llmtrain.spec.errors import ConfigError
 
 Configure = Callable[..., DataConfig]

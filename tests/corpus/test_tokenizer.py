@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.corpus.tokenizer import SEPARATOR, BpeTokenizer, ByteTokenizer, load, train_bpe
-from llmtrain.spec.config import DataConfig
+from llmtrain.spec.data import DataConfig
 from llmtrain.spec.errors import ConfigError, MismatchError
 
 

@@ -8,7 +8,8 @@ from edge import CONFIG_DIR, compose
 
 from llmtrain.spec.errors import ConfigError, LlmtrainError
 from llmtrain.spec.plan import plan_run
-from llmtrain.spec.settings import LaunchConfig, TrainConfig, build_run
+from llmtrain.spec.settings import TrainConfig, build_run
+from llmtrain.spec.sweeps import LaunchConfig
 
 GROUPS = sorted(
     path.relative_to(CONFIG_DIR).with_suffix("").as_posix()

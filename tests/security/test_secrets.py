@@ -18,7 +18,8 @@ from llmtrain.spec import rundir
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.redact import redact, refuse_secret
-from llmtrain.spec.settings import SweepConfig, TrainConfig, build_run
+from llmtrain.spec.settings import TrainConfig, build_run
+from llmtrain.spec.sweeps import SweepConfig
 from llmtrain.sweep.pool import Job, Watcher, make_slots, run_jobs
 from llmtrain.training import runtime
 from llmtrain.training.loop import train

@@ -15,6 +15,7 @@ PLAIN: dict[str, Any] = {
     "device_watts": None,
     "price_per_hour": 2.0,
     "currency": "EUR",
+    "assumed_mfu": None,
 }
 H200 = {"gpu": "NVIDIA H200", "n_devices": "4"}
 
@@ -77,6 +78,7 @@ def test_a_sum_is_unknown_where_a_part_is() -> None:
         ({"price_per_hour": -1.0}, "bill.price_per_hour"),
         ({"device_watts": 0.0}, "bill.device_watts"),
         ({"currency": "<b>"}, "bill.currency"),
+        ({"assumed_mfu": 1.5}, "bill.assumed_mfu"),
     ],
 )
 def test_what_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ from llmtrain.spec.build import build
 from llmtrain.spec.errors import FitRefusedError
 from llmtrain.spec.record import SCHEMA, RunRecord, write_record
 from llmtrain.spec.rundir import run_directory
-from llmtrain.spec.settings import SweepConfig
+from llmtrain.spec.sweeps import SweepConfig
 from llmtrain.sweep.adaptive import next_round
 from llmtrain.sweep.decision import Candidate, Measured, Round, columns
 from llmtrain.sweep.grid import Cell

@@ -18,7 +18,7 @@ from llmtrain.scaling.law import LossLaw
 from llmtrain.scaling.precision import cheapest_precision, local_isoflop, local_surface
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import ConfigError
-from llmtrain.spec.settings import SweepConfig
+from llmtrain.spec.sweeps import SweepConfig
 from llmtrain.sweep.adaptive import MIN_DEGREES, next_round
 from llmtrain.sweep.decision import Measured, columns
 

@@ -8,7 +8,8 @@ import pytest
 from llmtrain.scaling.published import published_law
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import ConfigError
-from llmtrain.spec.settings import SweepConfig, build_run
+from llmtrain.spec.settings import build_run
+from llmtrain.spec.sweeps import SweepConfig
 from llmtrain.sweep.centre import expected_params
 from llmtrain.sweep.grid import choose_shapes, family, plan_sweep
 from llmtrain.sweep.ledger import write_sweep

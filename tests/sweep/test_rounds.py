@@ -8,7 +8,7 @@ from simulator import write_planted_record
 from llmtrain.scaling.law import LossLaw
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import ConfigError, InterruptedRunError, MismatchError
-from llmtrain.spec.settings import SweepConfig
+from llmtrain.spec.sweeps import SweepConfig
 from llmtrain.sweep.ledger import read_sweep
 from llmtrain.sweep.rounds import ROUNDS_FILE, AdaptiveSweep
 
