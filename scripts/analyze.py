@@ -77,7 +77,7 @@ def main(overrides: list[str]) -> None:
     source = Path(config.runs)
     base = None if config.against is None else read_side(Path(config.against))
     table = TableOptions(
-        columns=config.columns,
+        columns=config.columns or {},
         params_convention=config.params_convention,
         flops_convention=config.flops_convention,
     )

@@ -32,15 +32,16 @@ from llmtrain.scaling.forecast import (
 from llmtrain.scaling.held_model import hold_out_model
 from llmtrain.scaling.influence import LeftOut, leave_out, leave_out_hull, leave_out_isoflop
 from llmtrain.scaling.intake import check_runs
-from llmtrain.scaling.isoflop import IsoflopFit, fit_isoflop, read_curves
-from llmtrain.scaling.parametric import ParametricFit, fit_parametric
+from llmtrain.scaling.isoflop import IsoflopFit, read_curves
+from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.profile import profile_exponent
-from llmtrain.scaling.results import Analysis, GroupAnalysis, OtherCount
+from llmtrain.scaling.results import Analysis, GroupAnalysis
 from llmtrain.scaling.runs import Runs
 from llmtrain.scaling.sensitivity import check_sensitivity
 from llmtrain.scaling.texts import loss_scale
 from llmtrain.scaling.training_curves import TrainingCurves, curves_of
 from llmtrain.scaling.trunks import branch_costs, can_branch
+from llmtrain.scaling.variations import Variation, vary
 from llmtrain.scaling.wording import span
 from llmtrain.spec.errors import ConfigError, FitRefusedError
 
@@ -131,7 +132,7 @@ def analyze_group(
         held_model=hold_out_model(finals, options),
         steps=leave_small_budgets_out(finals, options, target),
         noise=seed_noise(finals),
-        counts=_other_counts(config, finals),
+        variations=(),
         left_out=(),
         sensitivity=None,
         profile=None,
@@ -140,6 +141,7 @@ def analyze_group(
     )
     partial = replace(partial, **_about_surface(config, partial))
     partial = replace(partial, left_out=(*partial.left_out, *_left_out_of_lines(partial, rows)))
+    partial = replace(partial, variations=tuple(_variations(partial)))
     return replace(partial, findings=tuple(_findings(partial, largest)))
 
 
@@ -154,7 +156,7 @@ def _about_surface(config: AnalyzeConfig, group: GroupAnalysis) -> dict[str, Any
     assert squares is None or isinstance(squares, ParametricFit)
     return {
         "left_out": leave_out(fit, runs, group.cost),
-        "sensitivity": check_sensitivity(fit, runs, group.cost, config.seed),
+        "sensitivity": check_sensitivity(fit, runs, config.seed),
         # With alpha = beta there is nothing to profile, and a profile lets E move.
         "profile": None
         if squares is None or squares.options.constrained
@@ -209,35 +211,12 @@ def _next_runs(group: GroupAnalysis, fit: ParametricFit) -> tuple[NextRun, ...]:
     return tuple(chosen)
 
 
-def _other_counts(config: AnalyzeConfig, runs: Runs) -> tuple[OtherCount, ...]:
-    found = []
-    for name in runs.counts:
-        other = runs.counted_as(name)
-        columns = (other.params, other.tokens, other.loss)
-        try:
-            a_isoflop = fit_isoflop(*columns, other.budget).a
-        except FitRefusedError:
-            a_isoflop = None
-        try:
-            law = fit_parametric(*columns, surface_options(config)["approach3"]).law
-        except FitRefusedError:
-            law = None
-        own = {other.conventions.flops: other.flops}
-        for counted, flops in (other.flops_counts or own).items():
-            a_surface = None
-            if law is not None:
-                cost = fit_cost(other.params, other.tokens, flops)
-                a_surface = float(cost.exponent(law.alpha, law.beta))
-            planned = flops is other.flops or np.array_equal(flops, other.flops)
-            found.append(
-                OtherCount(
-                    params=name,
-                    flops=counted,
-                    a_isoflop=a_isoflop if planned else None,
-                    a_surface=a_surface,
-                )
-            )
-    return tuple(found)
+def _variations(group: GroupAnalysis) -> list[Variation]:
+    """Return the headline, Approach 2 and the recommended surface under other choices."""
+    isoflop = group.estimate("approach2")
+    plain = isoflop if isoflop.status == "accepted" else None
+    stand = dict.fromkeys(e for e in (group.main, plain, group.surface) if e is not None)
+    return vary(list(stand), group.runs, group.cost, group.target_flops)
 
 
 def _findings(group: GroupAnalysis, largest: float) -> list[Finding]:
@@ -257,9 +236,10 @@ def _findings(group: GroupAnalysis, largest: float) -> list[Finding]:
         message = f"off every smooth curve: {names}; {where or 'every fit keeps them'}"
         found.append(Finding(level="warning", code="diverged", message=message))
     if group.bias is not None and abs(group.bias.exponent_shift) > INFLUENCE_LIMIT:
+        heeded = "the verdict does without it" if group.grid_misleads else "see the corrected row"
         message = (
             f"the grid alone moves Approach 2's a by {group.bias.exponent_shift:+.3f}: its centre "
-            "drifts from the optimum; see the corrected row"
+            f"drifts from the optimum; {heeded}"
         )
         found.append(Finding(level="warning", code="grid", message=message))
     mixed = group.interaction

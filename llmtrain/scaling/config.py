@@ -16,8 +16,8 @@ class AnalyzeConfig:
     """Folder of a sweep, or a CSV file with params, tokens and loss."""
     out: str | None
     """Folder for the report; null: runs/NAME/report, or runs/analysis/STEM for a CSV."""
-    columns: dict[str, str]
-    """CSV: field -> column that holds it, where the header uses other names."""
+    columns: dict[str, str] | None
+    """CSV: field -> column that holds it; null: the header's names are the fields'."""
     params_convention: str | None
     """CSV: what its params column counts; null: what its column of this name says."""
     flops_convention: str | None

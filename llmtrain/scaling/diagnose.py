@@ -26,6 +26,8 @@ FLOOR_GAP = 0.3
 REACH_LIMIT = 100.0
 """Predictions this many times beyond the largest budget are extrapolation."""
 INFLUENCE_LIMIT = 0.02
+DRIFT_RUNS = 20
+"""Fewest rows whose refit may say that the exponent drifts: four per constant."""
 BACKTEST_LIMIT = 0.01
 """Relative error of the held-out budget's loss that a sound law stays under."""
 
@@ -193,8 +195,14 @@ def check_starts(sensitivity: Sensitivity | None) -> list[Finding]:
 
 
 def check_steps(steps: Sequence[Step], bounds: Interval | None) -> list[Finding]:
-    """Warn where the exponent leaves its own interval as small budgets leave, four or more kept."""
-    trusted = [step for step in steps[: max(0, len(steps) - 1)] if step.a_surface is not None]
+    """Warn where the exponent leaves its own interval as small budgets leave.
+
+    A refit counts with four budgets or more (the last step has three), four rows per constant and
+    half of all rows: with fewer it scatters further than the interval of all rows.
+    """
+    least = max(DRIFT_RUNS, steps[0].n_runs / 2) if steps else 0
+    kept = [step for step in steps[:-1] if step.n_runs >= least]
+    trusted = [step for step in kept if step.a_surface is not None]
     if bounds is None or len(trusted) < 2:
         return []
     last = trusted[-1]

@@ -164,21 +164,31 @@ def curve_table(group: GroupAnalysis) -> Table | None:
     )
 
 
-def count_table(group: GroupAnalysis) -> Table | None:
-    """Return the exponents under every parameter count of the records."""
-    if not group.counts:
+def variation_table(group: GroupAnalysis) -> Table | None:
+    """Return a and N at the target with one choice made otherwise at a time."""
+    if not group.variations or group.main is None:
         return None
-
-    def cell(value: float | None) -> str:
-        return "–" if value is None else f"{value:.4f}"
-
+    a, n = group.variations[0].a, group.variations[0].params
+    rows = []
+    for own in group.variations:
+        cells = ("–", "–", "–", f"refused: {own.reason}")
+        if own.a is not None and own.params is not None and a is not None and n is not None:
+            shift, ratio = f"{own.a - a:+.4f}", f"{own.params / n:.3f}"
+            cells = (f"{own.a:.4f}", shift, count(own.params), ratio)
+        rows.append((own.fit, own.change, *cells))
+    given = group.runs.conventions
     return Table(
-        title="The same runs under other parameter and FLOP counts",
-        header=("N counts", "C counts", "a, Approach 2", "a, Approach 3"),
-        rows=tuple((c.params, c.flops, cell(c.a_isoflop), cell(c.a_surface)) for c in group.counts),
-        note="Never compare exponents of different counts. Approach 2 needs runs of equal C, so it "
-        "stands only beside the FLOPs of the budgets; a dash there is a refusal.",
-    )
+        title="One choice made otherwise at a time",
+        header=(
+            "fit", "change", "a", "a - headline's",
+            f"N at {flops(group.target_flops)}", "N / headline's",
+        ),
+        rows=tuple(rows),
+        note=f"The first row is the headline (N: {given.params}, C: {given.flops}). N is each "
+        "row's own count, at the same training counted its own way: never compare exponents or "
+        "sizes of different counts. Approach 2 needs runs of equal C, so C is counted otherwise "
+        "for the surface only.",
+    )  # fmt: skip
 
 
 def multiplier_table(analysis: Analysis) -> Table | None:

@@ -99,7 +99,7 @@ def _group(group: GroupAnalysis) -> dict[str, Any]:
         "grid_bias_of_a": group.bias.exponent_shift if group.bias else None,
         "outliers": group.runs.run_id[group.outliers],
         "seed_noise": dataclasses.asdict(group.noise) if group.noise else None,
-        "other_counts": [dataclasses.asdict(other) for other in group.counts],
+        "variations": [dataclasses.asdict(own) for own in group.variations],
     }
 
 

@@ -116,14 +116,6 @@ def test_a_planted_effect_of_depth_is_measured(
     assert float(found[1]) == pytest.approx(1.0, abs=0.3)
 
 
-def test_other_parameter_counts_are_fitted_beside(planted: Analysis) -> None:
-    counts = {other.params: other for other in planted.groups[0].counts}
-    assert set(counts) == {"non_embedding", "no_input_embedding", "total"}
-    exponents = [other.a_isoflop for other in counts.values()]
-    assert all(a is not None for a in exponents)
-    assert len(set(exponents)) == 3
-
-
 def test_the_report_holds_its_figures_and_nothing_remote(
     planted: Analysis, files: ReportFiles
 ) -> None:
