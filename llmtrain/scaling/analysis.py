@@ -1,7 +1,7 @@
 """One analysis: every estimator on each group of runs, with guards and back-tests."""
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from llmtrain.scaling.diagnose import (
     Finding,
     check_agreement,
     check_curves,
+    check_forms,
     check_reach,
     check_stability,
     check_starts,
@@ -24,6 +25,7 @@ from llmtrain.scaling.diagnose import (
 )
 from llmtrain.scaling.envelope import EnvelopeFit
 from llmtrain.scaling.estimators import estimate_all, flops_of_curve, surface_options
+from llmtrain.scaling.farseer import check_farseer
 from llmtrain.scaling.forecast import (
     hold_out_largest,
     leave_small_budgets_out,
@@ -42,7 +44,6 @@ from llmtrain.scaling.texts import loss_scale
 from llmtrain.scaling.training_curves import TrainingCurves, curves_of
 from llmtrain.scaling.trunks import branch_costs, can_branch
 from llmtrain.scaling.variations import Variation, vary
-from llmtrain.scaling.wording import span
 from llmtrain.spec.errors import ConfigError, FitRefusedError
 
 COMPARED = ("approach1_hull", "approach2", "approach3", "projection")
@@ -136,6 +137,7 @@ def analyze_group(
         left_out=(),
         sensitivity=None,
         profile=None,
+        farseer=check_farseer(finals) if config.interaction else None,
         next_runs=(),
         target_flops=target,
     )
@@ -242,16 +244,7 @@ def _findings(group: GroupAnalysis, largest: float) -> list[Finding]:
             f"drifts from the optimum; {heeded}"
         )
         found.append(Finding(level="warning", code="grid", message=message))
-    mixed = group.interaction
-    if mixed is not None:
-        words = "ask for" if mixed.asked_for else "do not ask for"
-        message = (
-            f"the runs {words} a term in N and D together: F = {mixed.F:.3g} (p = "
-            f"{mixed.p_value:.2g}), AIC better by {mixed.aic_gain:.1f} with it, K/(A B) "
-            f"{span(mixed.share_interval, '.3g')}"
-        )
-        level: Literal["note", "warning"] = "warning" if mixed.asked_for else "note"
-        found.append(Finding(level=level, code="interaction", message=message))
+    found += check_forms(group.interaction, group.farseer)
     for estimate in group.estimates:
         if estimate.status == "refused":
             message = f"{estimate.title}: {estimate.reason}"

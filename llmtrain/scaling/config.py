@@ -48,7 +48,8 @@ class AnalyzeConfig:
     floor: float | None
     """Fit the surfaces with this irreducible loss E; null: E is fitted."""
     interaction: bool
-    """Also fit a term in N and D together, and say whether the runs ask for it."""
+    """Also fit a term in N and D together, and Farseer's form, and say whether the runs ask for
+    them."""
     starts: Literal["centred", "hoffmann"]
     """Starting points of the surface fits: on the data's scale, or the paper's 4500."""
     target_flops: float | None

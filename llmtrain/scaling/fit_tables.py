@@ -118,6 +118,38 @@ def interaction_table(group: GroupAnalysis) -> Table | None:
     )  # fmt: skip
 
 
+def farseer_table(group: GroupAnalysis) -> Table | None:
+    """Return Farseer's form beside the five constants, with its certificate and what it gains."""
+    fit = group.farseer
+    if fit is None or isinstance(fit, str):
+        return None
+    held = ("–", "–") if fit.held_out is None else [f"{100 * own:.2f} %" for own in fit.held_out]
+    return Table(
+        title="Does the loss need Farseer's form?",
+        header=(
+            "objective (sum)", "of five constants", "gradient", "starts agreeing", "condition",
+            "F", "p", "AIC gained", "held-out error", "of five constants",
+        ),
+        rows=(
+            (
+                f"{fit.objective:.6g}",
+                f"{fit.plain_objective:.6g}",
+                f"{fit.gradient:.0e}",
+                f"{fit.agreeing}/{fit.starts}",
+                f"{fit.condition:.3g}",
+                f"{fit.F:.3g}",
+                f"{fit.p_value:.2g}",
+                f"{fit.aic_gain:+.1f}",
+                *held,
+            ),
+        ),
+        note="L = exp(s N^q + S) + exp(B N^b + Q) D^-exp(A N^a + E), by squares of ln L, against "
+        "the five constants by the same. F has 4 and n - 9 degrees of freedom. Held-out: mean "
+        "|error| on the largest budget's runs, forecast from the smaller budgets. A check of the "
+        "form: no exponent and no prediction comes from it.",
+    )  # fmt: skip
+
+
 def constants_table(group: GroupAnalysis) -> Table | None:
     """Return the constants of the recommended surface with intervals."""
     surface = group.surface

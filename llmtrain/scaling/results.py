@@ -12,6 +12,7 @@ from llmtrain.scaling.cost import CostModel
 from llmtrain.scaling.design import NextRun
 from llmtrain.scaling.diagnose import INFLUENCE_LIMIT, Finding
 from llmtrain.scaling.estimate import Estimate, Fit
+from llmtrain.scaling.farseer import FarseerFit
 from llmtrain.scaling.forecast import HeldOut, SeedNoise, Step, parabola_residuals
 from llmtrain.scaling.held_model import HeldModel
 from llmtrain.scaling.influence import LeftOut
@@ -56,6 +57,8 @@ class GroupAnalysis:
     """How a moves when runs, models, budgets or points of the hull leave."""
     profile: Profile | None
     """Gaussian profile likelihood of a at C = 6 N D, from the least squares of ln L."""
+    farseer: FarseerFit | str | None
+    """Farseer's form beside the five constants, or why it has no fit; null where not asked for."""
     next_runs: tuple[NextRun, ...]
     target_flops: float
 
