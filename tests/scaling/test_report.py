@@ -13,6 +13,7 @@ import pytest
 from llmtrain.scaling.analysis import analyze
 from llmtrain.scaling.any_law import find_law
 from llmtrain.scaling.check_tables import shape_table
+from llmtrain.scaling.checklist import checklist_table
 from llmtrain.scaling.config import AnalyzeConfig, PredictConfig
 from llmtrain.scaling.isoflop import IsoflopFit
 from llmtrain.scaling.law import LossLaw
@@ -93,6 +94,23 @@ def test_seed_noise_is_the_planted_one_with_its_degrees_of_freedom(planted: Anal
     scale = float(np.mean(planted.runs.loss))
     # The planted sd is .002 in ln L; 36 degrees leave 12 % of error on a standard deviation.
     assert noise.sd == pytest.approx(0.002 * scale, rel=0.4)
+
+
+def test_the_checklist_fills_itself_and_says_what_a_table_does_not(planted: Analysis) -> None:
+    rows = {item: here for _, item, here in checklist_table(planted.groups[0]).rows}
+    assert rows["equation"].startswith("L = E + A N^-alpha + B D^-beta; five free")
+    assert rows["loss function"] == "Huber, delta 0.001, of ln L, sum over runs"
+    assert "agree; objective" in rows["optimiser and certificate"]
+    assert (rows["N counts"], rows["C counts"]) == ("no_input_embedding", "full_attention")
+    assert rows["runs and sizes"] == "72 runs, 9 sizes"
+    assert (rows["data"], rows["optimizer"], rows["seeds"]) == ("pysource", "adamw", "0, 1")
+    assert rows["schedule, matched to D"] == "cosine, yes"
+    assert rows["evaluated on"] == "65.5k tokens"
+    assert rows["data hash"] == planted.runs.sha256[:16]
+    assert rows["target over largest run"].startswith("1")
+    bare = dataclasses.replace(planted.groups[0].runs, records=())
+    silent = checklist_table(dataclasses.replace(planted.groups[0], runs=bare))
+    assert dict(row[1:] for row in silent.rows)["optimizer"] == "unknown: a table does not say"
 
 
 def test_one_seed_states_no_seed_noise(planted_sweep: Sweep, analyze_config: Config) -> None:
