@@ -1,9 +1,9 @@
 """Does the loss need Farseer's form? A check on the form of the law, never a headline.
 
 L(N, D) = exp(s N^q + S) + exp(B N^b + Q) D^-exp(A N^a + E): floor, amplitude and exponent of the
-data term all move with N. Source: Li et al. 2025 (arXiv 2506.10972), nine constants, with the form
-as reviews of it print it. Each stretched exponential is fitted as its limit allows:
-s N^q + S = level + slope (e^(q x) - 1) / q in x = ln N - mean, where q = 0 is a power of N.
+data term all move with N. Source: Li et al. 2025 (arXiv 2506.10972), nine constants; the letters
+are a secondary source's, not checked against the paper. Each stretched exponential is fitted as
+s N^q + S = level + slope (e^(q x) - 1) / q in x = ln N - mean, whose limit q = 0 is a power of N.
 """
 
 from dataclasses import dataclass
@@ -90,8 +90,8 @@ def fit_farseer(runs: Runs) -> FarseerFit:
 def _held_out(runs: Runs) -> tuple[float, float] | None:
     if len(runs.budgets) < 3:
         return None
-    held, rest = runs.budget == runs.budgets[-1], runs.take(runs.budget != runs.budgets[-1])
-    test = runs.take(held)
+    largest = runs.budgets[-1]
+    test, rest = runs.take(runs.budget == largest), runs.take(runs.budget < largest)
     try:
         _, found = _fit(rest)
         base = fit_parametric(rest.params, rest.tokens, rest.loss, SQUARES)
