@@ -89,7 +89,7 @@ def main(overrides: list[str]) -> None:
         config = dataclasses.replace(config, entity=team[0], project=team[1])
     base = None if config.against is None else read_side(Path(config.against))
     table = TableOptions(
-        columns=config.columns,
+        columns=config.columns or {},
         params_convention=config.params_convention,
         flops_convention=config.flops_convention,
     )

@@ -1,7 +1,7 @@
 """One analysis: every estimator on each group of runs, with guards and back-tests."""
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from llmtrain.scaling.diagnose import (
     Finding,
     check_agreement,
     check_curves,
+    check_forms,
     check_reach,
     check_stability,
     check_starts,
@@ -24,6 +25,7 @@ from llmtrain.scaling.diagnose import (
 )
 from llmtrain.scaling.envelope import EnvelopeFit
 from llmtrain.scaling.estimators import estimate_all, flops_of_curve, surface_options
+from llmtrain.scaling.farseer import check_farseer
 from llmtrain.scaling.forecast import (
     hold_out_largest,
     leave_small_budgets_out,
@@ -32,17 +34,17 @@ from llmtrain.scaling.forecast import (
 from llmtrain.scaling.held_model import hold_out_model
 from llmtrain.scaling.influence import LeftOut, leave_out, leave_out_hull, leave_out_isoflop
 from llmtrain.scaling.intake import check_rates, check_runs
-from llmtrain.scaling.isoflop import IsoflopFit, fit_isoflop, read_curves
+from llmtrain.scaling.isoflop import IsoflopFit, read_curves
 from llmtrain.scaling.lr_bracket import fit_bracket, split_rates
-from llmtrain.scaling.parametric import ParametricFit, fit_parametric
+from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.profile import profile_exponent
-from llmtrain.scaling.results import Analysis, GroupAnalysis, OtherCount
+from llmtrain.scaling.results import Analysis, GroupAnalysis
 from llmtrain.scaling.runs import Runs
 from llmtrain.scaling.sensitivity import check_sensitivity
 from llmtrain.scaling.texts import loss_scale
 from llmtrain.scaling.training_curves import TrainingCurves, curves_of
 from llmtrain.scaling.trunks import branch_costs, can_branch
-from llmtrain.scaling.wording import span
+from llmtrain.scaling.variations import Variation, vary
 from llmtrain.spec.errors import ConfigError, FitRefusedError
 
 COMPARED = ("approach1_hull", "approach2", "approach3", "projection")
@@ -134,10 +136,11 @@ def analyze_group(
         held_model=hold_out_model(finals, options),
         steps=leave_small_budgets_out(finals, options, target),
         noise=seed_noise(finals),
-        counts=_other_counts(config, finals),
+        variations=(),
         left_out=(),
         sensitivity=None,
         profile=None,
+        farseer=check_farseer(finals) if config.interaction else None,
         next_runs=(),
         rates=None
         if other_rates is None
@@ -146,6 +149,7 @@ def analyze_group(
     )
     partial = replace(partial, **_about_surface(config, partial))
     partial = replace(partial, left_out=(*partial.left_out, *_left_out_of_lines(partial, rows)))
+    partial = replace(partial, variations=tuple(_variations(partial)))
     return replace(partial, findings=(*repeated, *_findings(partial, largest)))
 
 
@@ -160,7 +164,7 @@ def _about_surface(config: AnalyzeConfig, group: GroupAnalysis) -> dict[str, Any
     assert squares is None or isinstance(squares, ParametricFit)
     return {
         "left_out": leave_out(fit, runs, group.cost),
-        "sensitivity": check_sensitivity(fit, runs, group.cost, config.seed),
+        "sensitivity": check_sensitivity(fit, runs, config.seed),
         # With alpha = beta there is nothing to profile, and a profile lets E move.
         "profile": None
         if squares is None or squares.options.constrained
@@ -215,35 +219,12 @@ def _next_runs(group: GroupAnalysis, fit: ParametricFit) -> tuple[NextRun, ...]:
     return tuple(chosen)
 
 
-def _other_counts(config: AnalyzeConfig, runs: Runs) -> tuple[OtherCount, ...]:
-    found = []
-    for name in runs.counts:
-        other = runs.counted_as(name)
-        columns = (other.params, other.tokens, other.loss)
-        try:
-            a_isoflop = fit_isoflop(*columns, other.budget).a
-        except FitRefusedError:
-            a_isoflop = None
-        try:
-            law = fit_parametric(*columns, surface_options(config)["approach3"]).law
-        except FitRefusedError:
-            law = None
-        own = {other.conventions.flops: other.flops}
-        for counted, flops in (other.flops_counts or own).items():
-            a_surface = None
-            if law is not None:
-                cost = fit_cost(other.params, other.tokens, flops)
-                a_surface = float(cost.exponent(law.alpha, law.beta))
-            planned = flops is other.flops or np.array_equal(flops, other.flops)
-            found.append(
-                OtherCount(
-                    params=name,
-                    flops=counted,
-                    a_isoflop=a_isoflop if planned else None,
-                    a_surface=a_surface,
-                )
-            )
-    return tuple(found)
+def _variations(group: GroupAnalysis) -> list[Variation]:
+    """Return the headline, Approach 2 and the recommended surface under other choices."""
+    isoflop = group.estimate("approach2")
+    plain = isoflop if isoflop.status == "accepted" else None
+    stand = dict.fromkeys(e for e in (group.main, plain, group.surface) if e is not None)
+    return vary(list(stand), group.runs, group.cost, group.target_flops)
 
 
 def _findings(group: GroupAnalysis, largest: float) -> list[Finding]:
@@ -263,21 +244,13 @@ def _findings(group: GroupAnalysis, largest: float) -> list[Finding]:
         message = f"off every smooth curve: {names}; {where or 'every fit keeps them'}"
         found.append(Finding(level="warning", code="diverged", message=message))
     if group.bias is not None and abs(group.bias.exponent_shift) > INFLUENCE_LIMIT:
+        heeded = "the verdict does without it" if group.grid_misleads else "see the corrected row"
         message = (
             f"the grid alone moves Approach 2's a by {group.bias.exponent_shift:+.3f}: its centre "
-            "drifts from the optimum; see the corrected row"
+            f"drifts from the optimum; {heeded}"
         )
         found.append(Finding(level="warning", code="grid", message=message))
-    mixed = group.interaction
-    if mixed is not None:
-        words = "ask for" if mixed.asked_for else "do not ask for"
-        message = (
-            f"the runs {words} a term in N and D together: F = {mixed.F:.3g} (p = "
-            f"{mixed.p_value:.2g}), AIC better by {mixed.aic_gain:.1f} with it, K/(A B) "
-            f"{span(mixed.share_interval, '.3g')}"
-        )
-        level: Literal["note", "warning"] = "warning" if mixed.asked_for else "note"
-        found.append(Finding(level=level, code="interaction", message=message))
+    found += check_forms(group.interaction, group.farseer)
     for estimate in group.estimates:
         if estimate.status == "refused":
             message = f"{estimate.title}: {estimate.reason}"

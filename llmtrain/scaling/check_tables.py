@@ -74,7 +74,7 @@ def held_model_table(group: GroupAnalysis) -> Table | None:
 
 
 def sensitivity_table(group: GroupAnalysis) -> Table | None:
-    """Return where other searches end, and the exponent under other Huber corners."""
+    """Return where other searches end."""
     found = group.sensitivity
     if found is None or group.surface is None:
         return None
@@ -93,17 +93,9 @@ def sensitivity_table(group: GroupAnalysis) -> Table | None:
             f"{found.random_agreeing} reach the same optimum",
         )
     )
-    rows += [
-        (
-            own.what,
-            "–",
-            "did not converge" if own.a is None else f"a {own.a:.4f}, moved {own.shift:+.4f}",
-        )
-        for own in found.variants
-    ]
     lower = "none ended lower" if found.better is None else f"one ended at {found.better:.6g}"
     return Table(
-        title=f"Other starts and choices for {group.surface.title}",
+        title=f"Other starts for {group.surface.title}",
         header=("what", "objective at the start", "result"),
         rows=tuple(rows),
         note=f"Of these searches {lower}.",

@@ -16,8 +16,8 @@ class AnalyzeConfig:
     """Folder of a sweep, or a CSV file with params, tokens and loss."""
     out: str | None
     """Folder for the report; null: runs/NAME/report, or runs/analysis/STEM for a CSV."""
-    columns: dict[str, str]
-    """CSV: field -> column that holds it, where the header uses other names."""
+    columns: dict[str, str] | None
+    """CSV: field -> column that holds it; null: the header's names are the fields'."""
     params_convention: str | None
     """CSV: what its params column counts; null: what its column of this name says."""
     flops_convention: str | None
@@ -48,7 +48,8 @@ class AnalyzeConfig:
     floor: float | None
     """Fit the surfaces with this irreducible loss E; null: E is fitted."""
     interaction: bool
-    """Also fit a term in N and D together, and say whether the runs ask for it."""
+    """Also fit a term in N and D together, and Farseer's form, and say whether the runs ask for
+    them."""
     starts: Literal["centred", "hoffmann"]
     """Starting points of the surface fits: on the data's scale, or the paper's 4500."""
     target_flops: float | None

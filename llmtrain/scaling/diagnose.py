@@ -8,14 +8,17 @@ import numpy as np
 
 from llmtrain.scaling.bootstrap import Interval
 from llmtrain.scaling.estimate import METHODS
+from llmtrain.scaling.farseer import FarseerFit
 from llmtrain.scaling.forecast import HeldOut, Step
 from llmtrain.scaling.held_model import HeldModel
 from llmtrain.scaling.influence import LeftOut
+from llmtrain.scaling.interaction import InteractionFit
 from llmtrain.scaling.isoflop import Curve
 from llmtrain.scaling.law import Array
 from llmtrain.scaling.parametric import GRADIENT_LIMIT, ParametricFit
 from llmtrain.scaling.runs import Runs
 from llmtrain.scaling.sensitivity import Sensitivity
+from llmtrain.scaling.wording import span
 
 CONDITION_LIMIT = 2000.0
 """Sound public families lie between 110 and 700, ladders of one D/N above 2500."""
@@ -26,6 +29,8 @@ FLOOR_GAP = 0.3
 REACH_LIMIT = 100.0
 """Predictions this many times beyond the largest budget are extrapolation."""
 INFLUENCE_LIMIT = 0.02
+DRIFT_RUNS = 20
+"""Fewest rows whose refit may say that the exponent drifts: four per constant."""
 BACKTEST_LIMIT = 0.01
 """Relative error of the held-out budget's loss that a sound law stays under."""
 
@@ -193,8 +198,14 @@ def check_starts(sensitivity: Sensitivity | None) -> list[Finding]:
 
 
 def check_steps(steps: Sequence[Step], bounds: Interval | None) -> list[Finding]:
-    """Warn where the exponent leaves its own interval as small budgets leave, four or more kept."""
-    trusted = [step for step in steps[: max(0, len(steps) - 1)] if step.a_surface is not None]
+    """Warn where the exponent leaves its own interval as small budgets leave.
+
+    A refit counts with four budgets or more (the last step has three), four rows per constant and
+    half of all rows: with fewer it scatters further than the interval of all rows.
+    """
+    least = max(DRIFT_RUNS, steps[0].n_runs / 2) if steps else 0
+    kept = [step for step in steps[:-1] if step.n_runs >= least]
+    trusted = [step for step in kept if step.a_surface is not None]
     if bounds is None or len(trusted) < 2:
         return []
     last = trusted[-1]
@@ -206,6 +217,41 @@ def check_steps(steps: Sequence[Step], bounds: Interval | None) -> list[Finding]
         f"outside its interval {bounds.low:.3f} to {bounds.high:.3f}: it drifts with scale"
     )
     return [Finding(level="warning", code="drift", message=message)]
+
+
+def check_forms(mixed: InteractionFit | None, farseer: FarseerFit | str | None) -> list[Finding]:
+    """Say whether the runs ask for a form with more constants than five."""
+    found = []
+    if mixed is not None:
+        message = (
+            f"the runs {_ask(mixed)} a term in N and D together: F = {mixed.F:.3g} (p = "
+            f"{mixed.p_value:.2g}), AIC better by {mixed.aic_gain:.1f} with it, K/(A B) "
+            f"{span(mixed.share_interval, '.3g')}"
+        )
+        found.append(Finding(level=_level(mixed), code="interaction", message=message))
+    if isinstance(farseer, str):
+        found.append(Finding(level="refusal", code="farseer", message=farseer))
+    elif farseer is not None:
+        message = (
+            f"the runs {_ask(farseer)} Farseer's nine constants: F = {farseer.F:.3g} (p = "
+            f"{farseer.p_value:.2g}), AIC better by {farseer.aic_gain:.1f} with them"
+        )
+        if farseer.held_out is not None:
+            nine, five = farseer.held_out
+            message += (
+                f"; the largest budget's runs, forecast from the smaller ones, are off by "
+                f"{100 * nine:.2f} % with nine constants and {100 * five:.2f} % with five"
+            )
+        found.append(Finding(level=_level(farseer), code="farseer", message=message))
+    return found
+
+
+def _ask(fit: InteractionFit | FarseerFit) -> str:
+    return "ask for" if fit.asked_for else "do not ask for"
+
+
+def _level(fit: InteractionFit | FarseerFit) -> Literal["note", "warning"]:
+    return "warning" if fit.asked_for else "note"
 
 
 def check_reach(target: float, largest: float) -> list[Finding]:

@@ -118,6 +118,38 @@ def interaction_table(group: GroupAnalysis) -> Table | None:
     )  # fmt: skip
 
 
+def farseer_table(group: GroupAnalysis) -> Table | None:
+    """Return Farseer's form beside the five constants, with its certificate and what it gains."""
+    fit = group.farseer
+    if fit is None or isinstance(fit, str):
+        return None
+    held = ("–", "–") if fit.held_out is None else [f"{100 * own:.2f} %" for own in fit.held_out]
+    return Table(
+        title="Does the loss need Farseer's form?",
+        header=(
+            "objective (sum)", "of five constants", "gradient", "starts agreeing", "condition",
+            "F", "p", "AIC gained", "held-out error", "of five constants",
+        ),
+        rows=(
+            (
+                f"{fit.objective:.6g}",
+                f"{fit.plain_objective:.6g}",
+                f"{fit.gradient:.0e}",
+                f"{fit.agreeing}/{fit.starts}",
+                f"{fit.condition:.3g}",
+                f"{fit.F:.3g}",
+                f"{fit.p_value:.2g}",
+                f"{fit.aic_gain:+.1f}",
+                *held,
+            ),
+        ),
+        note="L = exp(s N^q + S) + exp(B N^b + Q) D^-exp(A N^a + E), by squares of ln L, against "
+        "the five constants by the same. F has 4 and n - 9 degrees of freedom. Held-out: mean "
+        "|error| on the largest budget's runs, forecast from the smaller budgets. A check of the "
+        "form: no exponent and no prediction comes from it.",
+    )  # fmt: skip
+
+
 def constants_table(group: GroupAnalysis) -> Table | None:
     """Return the constants of the recommended surface with intervals."""
     surface = group.surface
@@ -164,21 +196,31 @@ def curve_table(group: GroupAnalysis) -> Table | None:
     )
 
 
-def count_table(group: GroupAnalysis) -> Table | None:
-    """Return the exponents under every parameter count of the records."""
-    if not group.counts:
+def variation_table(group: GroupAnalysis) -> Table | None:
+    """Return a and N at the target with one choice made otherwise at a time."""
+    if not group.variations or group.main is None:
         return None
-
-    def cell(value: float | None) -> str:
-        return "–" if value is None else f"{value:.4f}"
-
+    a, n = group.variations[0].a, group.variations[0].params
+    rows = []
+    for own in group.variations:
+        cells = ("–", "–", "–", f"refused: {own.reason}")
+        if own.a is not None and own.params is not None and a is not None and n is not None:
+            shift, ratio = f"{own.a - a:+.4f}", f"{own.params / n:.3f}"
+            cells = (f"{own.a:.4f}", shift, count(own.params), ratio)
+        rows.append((own.fit, own.change, *cells))
+    given = group.runs.conventions
     return Table(
-        title="The same runs under other parameter and FLOP counts",
-        header=("N counts", "C counts", "a, Approach 2", "a, Approach 3"),
-        rows=tuple((c.params, c.flops, cell(c.a_isoflop), cell(c.a_surface)) for c in group.counts),
-        note="Never compare exponents of different counts. Approach 2 needs runs of equal C, so it "
-        "stands only beside the FLOPs of the budgets; a dash there is a refusal.",
-    )
+        title="One choice made otherwise at a time",
+        header=(
+            "fit", "change", "a", "a - headline's",
+            f"N at {flops(group.target_flops)}", "N / headline's",
+        ),
+        rows=tuple(rows),
+        note=f"The first row is the headline (N: {given.params}, C: {given.flops}). N is each "
+        "row's own count, at the same training counted its own way: never compare exponents or "
+        "sizes of different counts. Approach 2 needs runs of equal C, so C is counted otherwise "
+        "for the surface only.",
+    )  # fmt: skip
 
 
 def multiplier_table(analysis: Analysis) -> Table | None:

@@ -62,6 +62,8 @@ class Step:
     """Exponents with the smallest budgets left out."""
 
     n_dropped: int
+    n_runs: int
+    """Rows that stayed."""
     smallest: float
     """Smallest budget kept."""
     a_isoflop: float | None
@@ -213,6 +215,7 @@ def leave_small_budgets_out(runs: Runs, options: FitOptions, target: float) -> t
         steps.append(
             Step(
                 n_dropped=n_dropped,
+                n_runs=len(kept),
                 smallest=float(budgets[n_dropped]),
                 a_isoflop=isoflop,
                 a_surface=None if law is None else float(cost.exponent(law.alpha, law.beta)),

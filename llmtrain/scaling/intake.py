@@ -117,11 +117,8 @@ def _conventions(runs: Runs) -> list[Finding]:
 
 def _mixed(runs: Runs) -> list[Finding]:
     found = []
-    for name, values in (
-        ("recipe", (record.recipe for record in runs.records)),
-        ("optimizer", (record.optimizer for record in runs.records)),
-    ):
-        distinct = sorted(set(values))
+    for name, values in runs.traits.items():
+        distinct = sorted({str(value) for value in values} - {""})
         if len(distinct) > 1:
             message = f"runs of {len(distinct)} {name}s are fitted together: {', '.join(distinct)}"
             found.append(_warn("mixed", message))

@@ -13,6 +13,7 @@ from llmtrain.scaling.compare import Side
 from llmtrain.scaling.cost import CostModel
 from llmtrain.scaling.envelope import EnvelopeFit
 from llmtrain.scaling.estimate import Estimate
+from llmtrain.scaling.farseer import FarseerFit
 from llmtrain.scaling.interaction import InteractionFit
 from llmtrain.scaling.law import LossLaw, PowerLaw
 from llmtrain.scaling.parametric import ParametricFit
@@ -95,13 +96,20 @@ def _group(group: GroupAnalysis) -> dict[str, Any]:
         "sensitivity": dataclasses.asdict(group.sensitivity) if group.sensitivity else None,
         "left_out": [dataclasses.asdict(item) for item in group.left_out],
         "profile_of_a": dataclasses.asdict(group.profile) if group.profile else None,
+        "farseer": _farseer(group.farseer),
         "next_runs": [dataclasses.asdict(run) for run in group.next_runs],
         "lr_bracket": dataclasses.asdict(group.rates) if group.rates else None,
         "grid_bias_of_a": group.bias.exponent_shift if group.bias else None,
         "outliers": group.runs.run_id[group.outliers],
         "seed_noise": dataclasses.asdict(group.noise) if group.noise else None,
-        "other_counts": [dataclasses.asdict(other) for other in group.counts],
+        "variations": [dataclasses.asdict(own) for own in group.variations],
     }
+
+
+def _farseer(found: FarseerFit | str | None) -> dict[str, Any] | None:
+    if isinstance(found, str):
+        return {"status": "refused", "reason": found}
+    return None if found is None else {"status": "accepted", **dataclasses.asdict(found)}
 
 
 def _fit(estimate: Estimate) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from llmtrain.scaling.law import Array
-from llmtrain.scaling.runs import Conventions, Exclusion, Runs
+from llmtrain.scaling.runs import TRAITS, Conventions, Exclusion, Runs
 from llmtrain.scaling.tables import AS_IT_SAYS, TableOptions, read_table
 from llmtrain.scaling.texts import texts_of
 from llmtrain.spec.errors import ConfigError, FitRefusedError, MismatchError
@@ -158,6 +158,10 @@ def from_records(
         exclusions=tuple(exclusions),
         counts=counts,
         flops_counts=flops,
+        traits={
+            name: np.array([getattr(record, name) for record in records], dtype=np.str_)
+            for name in TRAITS
+        },
         code=np.array([_known(record.code_id) for record in records], dtype=np.str_),
         remarks=(),
         records=tuple(records),

@@ -13,11 +13,12 @@ from llmtrain.scaling.check_tables import (
 from llmtrain.scaling.checklist import checklist_table
 from llmtrain.scaling.fit_tables import (
     constants_table,
-    count_table,
     curve_table,
     estimator_table,
+    farseer_table,
     interaction_table,
     surface_table,
+    variation_table,
 )
 from llmtrain.scaling.next_tables import demand_table, next_table, trunk_table
 from llmtrain.scaling.results import Analysis, GroupAnalysis
@@ -44,9 +45,10 @@ def group_tables(group: GroupAnalysis) -> list[Table]:
         constants_table(group),
         surface_table(group),
         interaction_table(group),
+        farseer_table(group),
         steps_table(group),
         shape_table(group),
-        count_table(group),
+        variation_table(group),
         bias_table(group),
         influence_table(group),
         sensitivity_table(group),

@@ -10,8 +10,9 @@ from llmtrain.scaling.compare import Multiplier
 from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.cost import CostModel
 from llmtrain.scaling.design import NextRun
-from llmtrain.scaling.diagnose import Finding
+from llmtrain.scaling.diagnose import INFLUENCE_LIMIT, Finding
 from llmtrain.scaling.estimate import Estimate, Fit
+from llmtrain.scaling.farseer import FarseerFit
 from llmtrain.scaling.forecast import HeldOut, SeedNoise, Step, parabola_residuals
 from llmtrain.scaling.held_model import HeldModel
 from llmtrain.scaling.influence import LeftOut
@@ -24,17 +25,7 @@ from llmtrain.scaling.profile import Profile
 from llmtrain.scaling.runs import Runs
 from llmtrain.scaling.sensitivity import Sensitivity
 from llmtrain.scaling.training_curves import TrainingCurves
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OtherCount:
-    """The exponents of the same runs under another parameter or FLOP count."""
-
-    params: str
-    flops: str
-    a_isoflop: float | None
-    """Null too for FLOPs other than the budgets': runs of one budget differ in them."""
-    a_surface: float | None
+from llmtrain.scaling.variations import Variation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -61,11 +52,14 @@ class GroupAnalysis:
     """Of Approach 3, or of the surface recommended in its place."""
     steps: tuple[Step, ...]
     noise: SeedNoise | None
-    counts: tuple[OtherCount, ...]
+    variations: tuple[Variation, ...]
+    """The headline first, then one choice made otherwise at a time."""
     left_out: tuple[LeftOut, ...]
     """How a moves when runs, models, budgets or points of the hull leave."""
     profile: Profile | None
     """Gaussian profile likelihood of a at C = 6 N D, from the least squares of ln L."""
+    farseer: FarseerFit | str | None
+    """Farseer's form beside the five constants, or why it has no fit; null where not asked for."""
     next_runs: tuple[NextRun, ...]
     rates: RateBracket | None
     """Cells at several learning rates and what they say of the recipe; null without any."""
@@ -108,15 +102,33 @@ class GroupAnalysis:
         return next((e for e in map(self.estimate, names) if e.status == "accepted"), None)
 
     @property
+    def grid_misleads(self) -> bool:
+        """Whether the grid moves Approach 2's exponent by more than its interval can hold.
+
+        Beyond a quarter of the interval's width a 90 % interval covers less than 80 %.
+        """
+        if self.bias is None or not self.has("approach2_corrected"):
+            return False
+        limit = max(INFLUENCE_LIMIT, 0.25 * self.estimate("approach2").width)
+        return abs(self.bias.exponent_shift) > limit
+
+    @property
     def main(self) -> Estimate | None:
         """The estimate the verdict is about.
 
         Approach 2 (without outliers, where there are any), which assumes least, where every curve
         has its minimum; where curves had to be dropped, whichever of Approach 2 and the recommended
-        surface knows a better. Approach 1 only where those are refused.
+        surface knows a better. Where the grid alone moves Approach 2 too far, the row with that
+        bias removed stands for it (the surface, where that row has outliers). Approach 1 only where
+        those are refused.
         """
-        name = "approach2_robust" if self.has("approach2_robust") else "approach2"
+        has_outliers = self.has("approach2_robust")
+        name = "approach2_robust" if has_outliers else "approach2"
         isoflop, surface, hull = self.estimate(name), self.surface, self.estimate("approach1_hull")
+        if surface is not None and self.grid_misleads:
+            if has_outliers or self.estimate("approach2_corrected").status == "refused":
+                return surface
+            isoflop = self.estimate("approach2_corrected")
         if isoflop.status == "refused" and surface is None:
             return hull if hull.status == "accepted" else None
         if isoflop.status == "refused" or surface is None:

@@ -13,6 +13,8 @@ from llmtrain.scaling.texts import NO_TEXTS, Texts
 from llmtrain.spec.record import RunRecord
 
 Labels = NDArray[np.str_]
+TRAITS = ("recipe", "optimizer", "schedule")
+"""What may differ among the runs of one fit, but is said."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +70,8 @@ class Runs:
     """Other parameter counts of the same rows, by convention."""
     flops_counts: dict[str, Array]
     """Training FLOPs of the same rows under other conventions."""
+    traits: dict[str, Labels]
+    """How each row was trained: recipe, optimizer, schedule; '' where unknown."""
     code: Labels
     """Code identity of each row: commit, and the hash of an uncommitted change; '' if unknown."""
     remarks: tuple[str, ...]
@@ -85,8 +89,8 @@ class Runs:
             for field in dataclasses.fields(self)
             if isinstance(getattr(self, field.name), np.ndarray)
         }
-        for name in ("counts", "flops_counts"):
-            columns: dict[str, Array] = getattr(self, name)
+        for name in ("counts", "flops_counts", "traits"):
+            columns: dict[str, NDArray[Any]] = getattr(self, name)
             changed[name] = {key: column[keep] for key, column in columns.items()}
         if self.records:
             pairs = zip(self.records, keep, strict=True)

@@ -1,11 +1,9 @@
-"""Does the surface depend on where the search began, or on the corner of the Huber loss?"""
+"""Does the surface depend on where the search began?"""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from llmtrain.scaling.bootstrap import refit_weights
-from llmtrain.scaling.cost import CostModel
 from llmtrain.scaling.law import Array, LossLaw
 from llmtrain.scaling.newton import minimise
 from llmtrain.scaling.parametric import (
@@ -19,7 +17,6 @@ from llmtrain.scaling.published import REGISTRY
 from llmtrain.scaling.runs import Runs
 
 RANDOM_STARTS = 20
-OTHER_DELTAS = (1e-4, 1e-2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,29 +31,18 @@ class PublishedStart:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Variant:
-    """The exponent under another choice of the analyst."""
-
-    what: str
-    a: float | None
-    """Null where the fit does not converge."""
-    shift: float | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Sensitivity:
-    """Searches from elsewhere, and fits under other choices."""
+    """Searches from elsewhere."""
 
     published: tuple[PublishedStart, ...]
     random_starts: int
     random_agreeing: int
     better: float | None
     """A lower objective than the fit's, where any of these searches found one."""
-    variants: tuple[Variant, ...]
 
 
-def check_sensitivity(fit: ParametricFit, runs: Runs, cost: CostModel, seed: int) -> Sensitivity:
-    """Search again from published constants and at random; refit under other Huber corners."""
+def check_sensitivity(fit: ParametricFit, runs: Runs, seed: int) -> Sensitivity:
+    """Search again from published constants and at random."""
     columns = (runs.params, runs.tokens, runs.loss)
     laws = [(own.key, own.loss_law) for own in REGISTRY if own.loss_law is not None]
     published = np.array([_theta(law, fit.centre) for _, law in laws])
@@ -92,24 +78,7 @@ def check_sensitivity(fit: ParametricFit, runs: Runs, cost: CostModel, seed: int
         random_starts=RANDOM_STARTS,
         random_agreeing=int(agrees[len(laws) :].sum()),
         better=float(value[lower].min()) if lower.any() else None,
-        variants=_variants(fit, runs, cost),
     )
-
-
-def _variants(fit: ParametricFit, runs: Runs, cost: CostModel) -> tuple[Variant, ...]:
-    """Return a under other corners of the Huber loss, for a fit that has one."""
-    if not np.isfinite(fit.options.delta):
-        return ()
-    plain = float(cost.exponent(fit.law.alpha, fit.law.beta))
-    found = []
-    for delta in OTHER_DELTAS:
-        other = replace(fit, options=replace(fit.options, delta=delta))
-        columns = (runs.params, runs.tokens, runs.loss)
-        theta, usable = refit_weights(other, *columns, np.ones((1, len(runs))))
-        a = float(cost.exponent(theta[0, 3], theta[0, 4])) if usable[0] else None
-        shift = None if a is None else a - plain
-        found.append(Variant(what=f"Huber corner {delta:g}", a=a, shift=shift))
-    return tuple(found)
 
 
 def _theta(law: LossLaw, centre: tuple[float, float]) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 
 from llmtrain.scaling.headers import DECLARED, match_columns
 from llmtrain.scaling.law import FLOPS_PER_PARAM_TOKEN, Array
-from llmtrain.scaling.runs import Conventions, Exclusion, Labels, Runs
+from llmtrain.scaling.runs import TRAITS, Conventions, Exclusion, Labels, Runs
 from llmtrain.scaling.shapes import AGREE, ShapeCounts, count_shapes, name_count
 from llmtrain.scaling.texts import UNDECLARED, Texts
 from llmtrain.spec.errors import ConfigError, FitRefusedError
@@ -190,6 +190,7 @@ class _Table:
             exclusions=exclusions,
             counts={},
             flops_counts={},
+            traits={name: self.labels(name, [""] * n) for name in TRAITS},
             code=self.labels("code_id", [""] * n),
             remarks=(*remarks, *shapes.remarks, *said, *also),
             records=(),

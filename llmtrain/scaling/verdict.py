@@ -63,6 +63,18 @@ def target(group: GroupAnalysis) -> Target | None:
     )
 
 
+def _without_grid(group: GroupAnalysis) -> str:
+    """Say what the parabolas alone give, where the verdict departs from them for their grid."""
+    if not group.grid_misleads:
+        return ""
+    assert group.bias is not None
+    plain = group.estimate("approach2")
+    return (
+        f" The parabolas as they are say {plain.a:.3f} {span(plain.a_interval)}, but on this grid "
+        f"they would miss the surface's own exponent by {group.bias.exponent_shift:+.3f}."
+    )
+
+
 def verdict(group: GroupAnalysis) -> list[str]:
     """Return the answer in at most five lines of plain text."""
     main, aim = group.main, target(group)
@@ -73,7 +85,7 @@ def verdict(group: GroupAnalysis) -> list[str]:
     lines = [
         f"N_opt grows as C^{main.a:.3f} {span(main.a_interval)} and D_opt as C^{main.b:.3f} "
         f"{span(main.b_interval)} by {main.title} (90 % intervals; "
-        f"{counted(given.params, given.flops)}).",
+        f"{counted(given.params, given.flops)}).{_without_grid(group)}",
         f"At C = {flops(aim.flops)} train N = {count(aim.params)} "
         f"{count_span(aim.params_interval)} on D = {count(aim.tokens)} tokens "
         f"{count_span(aim.tokens_interval)}, {aim.tokens / aim.params:.3g} tokens per parameter.",

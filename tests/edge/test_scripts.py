@@ -174,6 +174,19 @@ def test_a_table_of_runs_becomes_a_law_and_the_law_a_prediction(cli, tmp_path):
     assert "1e21" in predicted.stdout
 
 
+def test_a_tables_own_names_are_mapped_from_the_shell(cli, tmp_path):
+    (tmp_path / "runs.csv").write_text(CSV.replace("params,tokens", "N,D", 1))
+    done = cli(
+        "analyze.py",
+        "runs=runs.csv",
+        "columns={params: N, tokens: D}",
+        "out=report",
+        "bootstrap=20",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "N_opt grows as C^" in done.stdout
+
+
 def test_besiroglus_law_gives_the_published_model_for_gophers_budget(cli):
     done = cli("predict.py", "flops=5.76e23", "law=besiroglu")
     assert done.returncode == 0, done.stderr

@@ -137,7 +137,7 @@ def analyze_config() -> Callable[..., AnalyzeConfig]:
     defaults = AnalyzeConfig(
         runs="planted",
         out=None,
-        columns={},
+        columns=None,
         params_convention=None,
         flops_convention=None,
         group=None,

@@ -9,7 +9,6 @@ import pytest
 
 from llmtrain.scaling.analysis import analyze
 from llmtrain.scaling.config import AnalyzeConfig
-from llmtrain.scaling.cost import SIX_N_D
 from llmtrain.scaling.envelope import fit_envelope
 from llmtrain.scaling.held_model import hold_out_model
 from llmtrain.scaling.influence import leave_out_hull, leave_out_isoflop
@@ -92,15 +91,13 @@ def test_searches_from_published_constants_and_at_random_end_at_the_same_law(run
     columns = (runs.params, runs.tokens, runs.loss)
     noisy = runs.loss * np.exp(0.003 * np.random.default_rng(0).standard_normal(len(runs)))
     fit = fit_parametric(*columns[:2], noisy)
-    found = check_sensitivity(fit, dataclasses.replace(runs, loss=noisy), SIX_N_D, 0)
+    found = check_sensitivity(fit, dataclasses.replace(runs, loss=noisy), 0)
     assert found.better is None
     starts = {own.law: own for own in found.published}
     assert starts["besiroglu2024"].agrees
     assert starts["hoffmann_a3_tex"].agrees
     assert starts["hoffmann_a3_tex"].objective > fit.certificate.objective
     assert found.random_agreeing >= 10
-    assert [own.what for own in found.variants] == ["Huber corner 0.0001", "Huber corner 0.01"]
-    assert all(own.shift is not None and abs(own.shift) < 0.03 for own in found.variants)
 
 
 def test_a_search_that_ends_lower_is_said(runs: Runs) -> None:
@@ -108,7 +105,7 @@ def test_a_search_that_ends_lower_is_said(runs: Runs) -> None:
     spoiled = dataclasses.replace(
         fit, certificate=dataclasses.replace(fit.certificate, objective=1.0)
     )
-    found = check_sensitivity(spoiled, runs, SIX_N_D, 0)
+    found = check_sensitivity(spoiled, runs, 0)
     assert found.better is not None
     assert found.better < 1.0
 
@@ -122,7 +119,7 @@ def test_every_back_test_stands_in_the_report_and_in_law_json(
         "Forecast of the largest model, N = 3.00B, from 8 smaller sizes",
         "Without the smallest budgets",
         "Left out in turn: the exponent a",
-        "Other starts and choices for Approach 3, Huber on ln L",
+        "Other starts for Approach 3, Huber on ln L",
     ):
         assert words in titles
     kinds = {(item.method, item.kind) for item in group.left_out}

@@ -1,6 +1,5 @@
 """Options of the surface fits: tied exponents, a given floor, a term in N and D together."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from llmtrain.scaling.load import load_runs
 from llmtrain.scaling.parametric import FitOptions, ParametricFit, fit_parametric
 from llmtrain.scaling.results import GroupAnalysis
 from llmtrain.spec.errors import ConfigError, FitRefusedError
-from llmtrain.spec.record import RunRecord
 
 LAW = LossLaw(E=1.7, A=400.0, B=900.0, alpha=0.34, beta=0.33)
 SQUARES = FitOptions(delta=np.inf)
@@ -115,24 +113,3 @@ def test_interaction_is_a_row_with_its_certificate_and_says_what_the_runs_ask_fo
         assert "do not ask for" in message
     with pytest.raises(ConfigError, match="leave tie and floor out"):
         analyze_config(interaction=True, tie=True)
-
-
-def test_every_flop_count_of_the_records_gets_its_exponent(
-    planted_sweep: Callable[..., Path], analyze_config: Callable[..., AnalyzeConfig]
-) -> None:
-    law = LossLaw(E=0.9, A=60.0, B=90.0, alpha=0.38, beta=0.33)
-
-    def counted(record: RunRecord) -> RunRecord:
-        six_nd = 6.0 * record.params["no_input_embedding"] * record.n_tokens
-        return dataclasses.replace(record, flops={**record.flops, "with_head": six_nd})
-
-    runs = load_runs(planted_sweep(law=law, sd=0.0, change=counted))
-    group = analyze(analyze_config(), runs).groups[0]
-    found = {(other.params, other.flops): other for other in group.counts}
-    assert len(found) == 6
-    other = found["no_input_embedding", "with_head"]
-    assert other.a_surface == pytest.approx(law.a, abs=1e-4)
-    assert other.a_isoflop is None
-    own = found["no_input_embedding", "full_attention"]
-    assert own.a_isoflop is not None
-    assert own.a_surface == pytest.approx(group.estimate("approach3").a, abs=1e-9)

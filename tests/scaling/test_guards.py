@@ -9,6 +9,7 @@ import pytest
 
 from llmtrain.scaling.analysis import analyze
 from llmtrain.scaling.config import AnalyzeConfig
+from llmtrain.scaling.diagnose import check_steps
 from llmtrain.scaling.law import Array, LossLaw
 from llmtrain.scaling.load import load_runs
 from llmtrain.scaling.results import GroupAnalysis
@@ -109,6 +110,15 @@ def two_states_of_code(rows: Rows) -> None:
     rows.more["code_id"] = ["aaaa"] * (len(rows.N) - 1) + ["aaaa+bbbb"]
 
 
+def mixed_schedules(rows: Rows) -> None:
+    rows.more["schedule"] = ["cosine"] * (len(rows.N) - 1) + ["wsd"]
+
+
+def mixed_recipes(rows: Rows) -> None:
+    rows.more["recipe"] = ["a"] * 40 + [""] * 3 + ["b"] * 2
+    rows.more["optimizer"] = ["adamw"] * 44 + [""]
+
+
 def billions(rows: Rows) -> None:
     rows.N, rows.D, rows.C = rows.N / 1e6, rows.D / 1e9, rows.C / 1e15
 
@@ -170,6 +180,8 @@ WARNED: list[tuple[str, Callable[[Rows], None], str]] = [
     ("excluded", unannealed, "1 x not annealed, among annealed runs"),
     ("unannealed", checkpoints, "45 of 90 points"),
     ("code", two_states_of_code, "aaaa (44 runs), aaaa+bbbb (1 runs)"),
+    ("mixed", mixed_schedules, "runs of 2 schedules are fitted together: cosine, wsd"),
+    ("mixed", mixed_recipes, "runs of 2 recipes are fitted together: a, b"),
     ("units", billions, "not millions or billions"),
     ("units", petaflop_days, "not PF-days"),
     ("loss", perplexities, "take the logarithm of perplexities"),
@@ -202,6 +214,22 @@ def test_clean_runs_trip_no_guard(tmp_path: Path, analyze_config: Config) -> Non
     group = study(grid(), tmp_path, analyze_config(bootstrap=50))
     assert [f for f in group.findings if f.level != "note"] == []
     assert all(e.status == "accepted" for e in group.estimates)
+
+
+def test_few_rows_left_after_small_budgets_say_nothing_of_drift(
+    tmp_path: Path, analyze_config: Config
+) -> None:
+    rows = grid()
+    curved_in_size(rows)
+    group = study(rows, tmp_path, analyze_config(bootstrap=50))
+    steps, bounds = group.steps, group.estimate("approach3").a_interval
+    assert [step.n_runs for step in steps] == [45, 36, 27]
+    assert [f.code for f in check_steps(steps, bounds)] == ["drift"]
+    # The same exponents from 19 rows, or from fewer than half of all rows.
+    few = [dataclasses.replace(step, n_runs=n) for step, n in zip(steps, (24, 19, 14), strict=True)]
+    assert check_steps(few, bounds) == []
+    small = dataclasses.replace(steps[0], n_runs=73)
+    assert check_steps([small, *steps[1:]], bounds) == []
 
 
 def test_a_ladder_of_one_ratio_is_refused_by_every_method(

@@ -143,6 +143,14 @@ def test_runs_that_must_not_be_pooled_are_refused_by_name(
         load_runs(planted_sweep(change=change))
 
 
+def test_the_demos_own_table_reads_as_it_is() -> None:
+    path = Path(__file__).resolve().parents[2] / "docs" / "results" / "demo" / "runs.csv"
+    runs = load_runs(path)
+    assert len(runs) == 48
+    assert runs.budgets.tolist() == [3e10, 6.5e10, 1.4e11, 3e11]
+    assert np.isfinite(runs.seed).all()
+
+
 def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "plan.json").write_text("{}")

@@ -13,6 +13,7 @@ import pytest
 from llmtrain.scaling.analysis import analyze
 from llmtrain.scaling.any_law import find_law
 from llmtrain.scaling.check_tables import shape_table
+from llmtrain.scaling.checklist import checklist_table
 from llmtrain.scaling.config import AnalyzeConfig, PredictConfig
 from llmtrain.scaling.isoflop import IsoflopFit
 from llmtrain.scaling.law import LossLaw
@@ -96,6 +97,23 @@ def test_seed_noise_is_the_planted_one_with_its_degrees_of_freedom(planted: Anal
     assert noise.sd == pytest.approx(0.002 * scale, rel=0.4)
 
 
+def test_the_checklist_fills_itself_and_says_what_a_table_does_not(planted: Analysis) -> None:
+    rows = {item: here for _, item, here in checklist_table(planted.groups[0]).rows}
+    assert rows["equation"].startswith("L = E + A N^-alpha + B D^-beta; five free")
+    assert rows["loss function"] == "Huber, delta 0.001, of ln L, sum over runs"
+    assert "agree; objective" in rows["optimiser and certificate"]
+    assert (rows["N counts"], rows["C counts"]) == ("no_input_embedding", "full_attention")
+    assert rows["runs and sizes"] == "72 runs, 9 sizes"
+    assert (rows["data"], rows["optimizer"], rows["seeds"]) == ("pysource", "adamw", "0, 1")
+    assert rows["schedule, matched to D"] == "cosine, yes"
+    assert rows["evaluated on"] == "65.5k tokens"
+    assert rows["data hash"] == planted.runs.sha256[:16]
+    assert rows["target over largest run"].startswith("1")
+    bare = dataclasses.replace(planted.groups[0].runs, records=())
+    silent = checklist_table(dataclasses.replace(planted.groups[0], runs=bare))
+    assert dict(row[1:] for row in silent.rows)["optimizer"] == "unknown: a table does not say"
+
+
 def test_one_seed_states_no_seed_noise(planted_sweep: Sweep, analyze_config: Config) -> None:
     assert analyze(analyze_config(), load_runs(planted_sweep())).groups[0].noise is None
 
@@ -115,14 +133,6 @@ def test_a_planted_effect_of_depth_is_measured(
     found = re.search(r"by ([+-][0-9.]+)", table.note)
     assert found is not None
     assert float(found[1]) == pytest.approx(1.0, abs=0.3)
-
-
-def test_other_parameter_counts_are_fitted_beside(planted: Analysis) -> None:
-    counts = {other.params: other for other in planted.groups[0].counts}
-    assert set(counts) == {"non_embedding", "no_input_embedding", "total"}
-    exponents = [other.a_isoflop for other in counts.values()]
-    assert all(a is not None for a in exponents)
-    assert len(set(exponents)) == 3
 
 
 def test_the_report_holds_its_figures_and_nothing_remote(

@@ -164,13 +164,13 @@ def test_the_exponent_is_refitted_under_every_count_of_the_shapes(
     runs = read(tmp_path, "\n".join(lines))
     assert runs.conventions.params == "total"
     (group,) = analyze(analyze_config(bootstrap=50), runs).groups
-    found = {own.params: own.a_surface for own in group.counts if own.flops == "6ND"}
-    assert set(found) == {"non_embedding", "no_input_embedding", "total"}
-    assert found["total"] == pytest.approx(0.5, abs=1e-3)
-    assert found["non_embedding"] is not None
-    assert found["no_input_embedding"] is not None
-    assert found["non_embedding"] > found["no_input_embedding"] > 0.5
-    assert len({own.flops for own in group.counts}) == 7
+    title = group.estimate("approach3").title
+    found = {own.change: own.a for own in group.variations if own.fit == title}
+    assert found["as it stands"] == pytest.approx(0.5, abs=1e-3)
+    assert found["N: non_embedding"] is not None
+    assert found["N: no_input_embedding"] is not None
+    assert found["N: non_embedding"] > found["N: no_input_embedding"] > 0.5
+    assert sum(change.startswith("C: ") for change in found) == 6
 
 
 NANOCHAT = {

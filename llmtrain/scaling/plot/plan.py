@@ -34,7 +34,13 @@ def draw_plan(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
             own = [cell for cell in cells if (cell["budget"] or cell["flops"]) == budget]
             n = [cell["n_params"] for cell in own]
             label = flops_label(budget)
-            look: dict[str, Any] = {"ms": 5, "color": colour, "mec": "white", "mew": 0.5, "label": label}
+            look: dict[str, Any] = {
+                "ms": 5,
+                "color": colour,
+                "mec": "white",
+                "mew": 0.5,
+                "label": label,
+            }
             axes[0].plot(n, [cell["n_tokens"] for cell in own], "o", **look)
             if timed:
                 axes[1].plot(n, [cell["seconds"] for cell in own], "o", **look)
