@@ -132,7 +132,7 @@ def analyze_group(
         outliers=found.outliers,
         bias=found.bias,
         findings=(),
-        held_out=hold_out_largest(finals, options, config.bootstrap, config.seed),
+        held_out=hold_out_largest(finals, options, config.bootstrap, config.seed, config.unit),
         held_model=hold_out_model(finals, options),
         steps=leave_small_budgets_out(finals, options, target),
         noise=seed_noise(finals),

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import fdtrc
 
 from llmtrain.scaling.cost import CostModel
-from llmtrain.scaling.envelope import fit_envelope
+from llmtrain.scaling.envelope import MIN_POINTS, lower_hull
 from llmtrain.scaling.law import LARGEST_LOG, Array, LossLaw, PowerLaw
 from llmtrain.scaling.newton import minimise
 from llmtrain.scaling.parametric import (
@@ -19,7 +19,6 @@ from llmtrain.scaling.parametric import (
     link_jacobian,
     make_objective,
 )
-from llmtrain.spec.errors import FitRefusedError
 
 Unit = Literal["auto", "residual", "run", "model", "budget"]
 COVERAGE = 0.9
@@ -72,7 +71,7 @@ class LawDraws:
 
     def n_opt(self, C: float, cost: CostModel) -> Array:
         """Return every draw's optimal parameters at C FLOPs."""
-        return np.array([float(cost.n_opt(law, C)) for law in self.laws()])
+        return cost.n_opt(self, C)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -197,6 +196,28 @@ def noise_varies(fit: ParametricFit, N: Array, D: Array, loss: Array, level: flo
     return bool(fdtrc(5, left, explained / 5 / (rest @ rest / left)) < level)
 
 
+def redraw_surface(
+    fit: ParametricFit,
+    N: Array,
+    D: Array,
+    loss: Array,
+    units: NDArray[np.generic],
+    *,
+    unit: Unit,
+    n_draws: int,
+    seed: int,
+) -> LawDraws:
+    """Redraw residuals or whole `units` (n,): with unit=auto, as `noise_varies` says.
+
+    Rows that share a unit share their noise, as the branches of a trunk do: those are units always.
+    """
+    apart = len(np.unique(units)) == len(units)
+    even = unit == "auto" and apart and not noise_varies(fit, N, D, loss)
+    if even or unit == "residual":
+        return bootstrap_residuals(fit, N, D, loss, n_draws=n_draws, seed=seed)
+    return bootstrap_parametric(fit, N, D, loss, draw_weights(units, n_draws, seed))
+
+
 def _law_draws(fit: ParametricFit, theta: Array, usable: NDArray[np.bool_]) -> LawDraws:
     theta = theta[usable]
     return LawDraws(
@@ -245,15 +266,14 @@ def draw_lines(
 
 def bootstrap_envelope(N: Array, D: Array, C: Array, loss: Array, weights: Array) -> PowerDraws:
     """Refit the hull on each draw's distinct rows; draws with too few hull points fail."""
-    laws = []
-    for weight in weights:
-        kept = weight > 0
-        try:
-            fit = fit_envelope(N[kept], D[kept], C[kept], loss[kept])
-        except FitRefusedError:
-            continue
-        laws.append((fit.params_law, fit.tokens_law))
-    return power_draws(laws, failed=len(weights) - len(laws))
+    logs = np.log([C, N, D, loss])
+    points = np.full((3, len(weights), len(C)), np.nan)
+    for draw, weight in enumerate(weights):
+        drawn = logs[:, weight > 0]
+        rows = lower_hull(drawn[0], drawn[3])
+        points[:, draw, : len(rows)] = drawn[:3, rows]
+    log_c, log_n, log_d = points[:, :, : max(MIN_POINTS, np.isfinite(points[0]).sum(axis=1).max())]
+    return draw_lines(np.nan_to_num(log_c), log_n, log_d)
 
 
 def power_draws(laws: Sequence[tuple[PowerLaw, PowerLaw]], *, failed: int) -> PowerDraws:

@@ -1,10 +1,14 @@
 """FLOPs as recorded, where they are not 6 N D."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llmtrain.scaling.law import FLOPS_PER_PARAM_TOKEN, Array, LossLaw
+
+if TYPE_CHECKING:
+    from llmtrain.scaling.bootstrap import LawDraws
 
 EXACT = 1e-6
 HALF_RANGE = 300.0
@@ -43,8 +47,8 @@ class CostModel:
         """Return the exponent of N_opt in the recorded C."""
         return np.asarray(beta / (alpha + np.multiply(beta, 1.0 + self.slope)))
 
-    def n_opt(self, law: LossLaw, C: Array | float) -> Array:
-        """Return the parameters that minimise the law's loss at C recorded FLOPs."""
+    def n_opt(self, law: "LossLaw | LawDraws", C: Array | float) -> Array:
+        """Return the parameters that minimise the loss at C FLOPs, for a law or each draw."""
         stretch = 1.0 + self.slope
         ratio = np.log(law.alpha * law.A) - np.log(stretch * law.beta * law.B)
         reach = law.beta * np.log(np.asarray(C) / (FLOPS_PER_PARAM_TOKEN * self.factor))
@@ -52,7 +56,7 @@ class CostModel:
         # Exponents near 0, as a wild draw has them, would leave the range of a float.
         return np.asarray(np.exp(np.clip(log_n, -HALF_RANGE, HALF_RANGE)), dtype=np.float64)
 
-    def loss_opt(self, law: LossLaw, C: Array | float) -> Array:
+    def loss_opt(self, law: "LossLaw | LawDraws", C: Array | float) -> Array:
         """Return the least loss at C recorded FLOPs."""
         n = self.n_opt(law, C)
         return np.asarray(law.loss(n, self.tokens(C, n)), dtype=np.float64)

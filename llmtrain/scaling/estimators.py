@@ -13,11 +13,9 @@ from llmtrain.scaling.bootstrap import (
     LawDraws,
     PowerDraws,
     bootstrap_envelope,
-    bootstrap_parametric,
-    bootstrap_residuals,
     draw_weights,
     interval,
-    noise_varies,
+    redraw_surface,
 )
 from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.cost import CostModel
@@ -227,12 +225,14 @@ def _surface(
 ) -> tuple[Fit, LawDraws, str]:
     columns = (runs.params, runs.tokens, runs.loss)
     fit = fit_parametric(*columns, options, name=name)
-    even = config.unit == "auto" and not noise_varies(fit, *columns)
-    if even or config.unit == "residual":
-        draws = bootstrap_residuals(fit, *columns, n_draws=config.bootstrap, seed=config.seed)
-    else:
-        weights = draw_weights(_units(config, runs), config.bootstrap, config.seed)
-        draws = bootstrap_parametric(fit, *columns, weights)
+    draws = redraw_surface(
+        fit,
+        *columns,
+        _units(config, runs),
+        unit=config.unit,
+        n_draws=config.bootstrap,
+        seed=config.seed,
+    )
     return fit, draws, refuse_parametric(fit, interval(draws.a, 0.8))
 
 

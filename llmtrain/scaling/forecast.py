@@ -6,9 +6,9 @@ import numpy as np
 
 from llmtrain.scaling.bootstrap import (
     Interval,
-    bootstrap_parametric,
-    draw_weights,
+    Unit,
     interval,
+    redraw_surface,
 )
 from llmtrain.scaling.cost import fit_cost
 from llmtrain.scaling.isoflop import Curve, fit_isoflop, read_curves
@@ -82,7 +82,9 @@ class SeedNoise:
     cells: int
 
 
-def hold_out_largest(runs: Runs, options: FitOptions, n_draws: int, seed: int) -> HeldOut | None:
+def hold_out_largest(
+    runs: Runs, options: FitOptions, n_draws: int, seed: int, unit: Unit = "auto"
+) -> HeldOut | None:
     """Forecast the largest budget's least loss from the others; None for fewer than three budgets.
 
     The surface forecasts minimise over N at the recorded cost of the family; the third method is a
@@ -97,8 +99,8 @@ def hold_out_largest(runs: Runs, options: FitOptions, n_draws: int, seed: int) -
     minima = [c for c in _curves(rest) if c.used]
     squares = replace(options, link="linear", delta=np.inf)
     forecasts = [
-        _surface_forecast("Approach 3", options, rest, held, truth, n_draws, seed),
-        _surface_forecast("projection", squares, rest, held, truth, n_draws, seed),
+        _surface_forecast("Approach 3", options, rest, held, truth, n_draws, seed, unit),
+        _surface_forecast("projection", squares, rest, held, truth, n_draws, seed, unit),
         _line_forecast(minima, target, truth),
     ]
     curve = next(iter(_curves(held)))
@@ -135,6 +137,7 @@ def _surface_forecast(
     truth: float,
     n_draws: int,
     seed: int,
+    unit: Unit,
 ) -> Forecast:
     target = float(held.budget[0])
     columns = (rest.params, rest.tokens, rest.loss)
@@ -150,8 +153,8 @@ def _surface_forecast(
             note=str(error),
         )
     cost = fit_cost(rest.params, rest.tokens, rest.flops)
-    draws = bootstrap_parametric(fit, *columns, draw_weights(rest.lineage, n_draws, seed))
-    redrawn = np.array([float(cost.loss_opt(law, target)) for law in draws.laws()])
+    draws = redraw_surface(fit, *columns, rest.lineage, unit=unit, n_draws=n_draws, seed=seed)
+    redrawn = cost.loss_opt(draws, target)
     loss = float(cost.loss_opt(fit.law, target))
     errors = fit.law.loss(held.params, held.tokens) / held.loss - 1.0
     bounds = fit.certificate.at_bounds

@@ -4,14 +4,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from llmtrain.scaling.bootstrap import PowerDraws, Unit, draw_lines
-from llmtrain.scaling.isoflop import MIN_BUDGETS, IsoflopFit, mean_by_size
+from llmtrain.scaling.bootstrap import PowerDraws, Unit, draw_lines, draw_weights
+from llmtrain.scaling.isoflop import MIN_BUDGETS, MIN_SIZES, IsoflopFit, mean_by_size
 from llmtrain.scaling.law import Array, fit_power_law
 from llmtrain.spec.errors import FitRefusedError
 
 MIN_VALID = 0.5
 """Budgets with a smaller share of draws that keep their minimum inside the grid are left out."""
+Rows = NDArray[np.bool_]
 Minima = Callable[[Array, Array], Array]
 """From ln x (n,) ascending and ln loss (n, b) to ln x of the b minima; NaN at an end."""
 
@@ -29,9 +31,10 @@ def bootstrap_isoflop(
 ) -> PowerDraws:
     """Redraw the minima of Approach 2 and refit its lines.
 
-    A grid is a design, not a sample, so but for `budget` the sizes stay and the residuals of
-    the parabolas, each divided by sqrt(1 - leverage), are drawn anew, pooled over the budgets: a
-    budget of seven sizes would lose its arms if its rows were drawn. `budget` resamples the curves.
+    A grid is a design, not a sample, so the sizes stay and the residuals of the parabolas are drawn
+    anew: as shares of the fitted loss, each over sqrt(1 - leverage), pooled over the budgets. In
+    nats the pool would give the large budgets the noise of the small ones. `budget` resamples the
+    curves, `run` and `model` the rows, which loses the arms of a curve of few sizes.
     """
     rng = np.random.default_rng(seed)
     curves = fit.used
@@ -41,37 +44,50 @@ def bootstrap_isoflop(
         picked = rng.integers(0, len(curves), size=shape)
         x = np.log([[curve.params.x, curve.tokens.x] for curve in curves])
         return draw_lines(log_c[picked], x[picked, 0], x[picked, 1])
-    minima = [
-        _redrawn_minima(values, loss, budget, [curve.budget for curve in curves], rng, n_draws)
-        for values in (N, D)
-    ]
+    own = [budget == curve.budget for curve in curves]
+    if unit in ("run", "model"):
+        units = N if unit == "model" else np.arange(len(N))
+        weights = draw_weights(units, n_draws, seed)
+        minima = [
+            np.stack([_weighted_minima(x[k], loss[k], weights[:, k]) for k in own], axis=1)
+            for x in (N, D)
+        ]
+    else:
+        minima = [_redrawn_minima(x, loss, own, rng, n_draws) for x in (N, D)]
     return draw_lines(np.broadcast_to(log_c, shape), minima[0], minima[1])
 
 
+def _weighted_minima(x: Array, loss: Array, weights: Array) -> Array:
+    """Return ln x of the minima of weighted parabolas, weights (b, n); NaN without curvature."""
+    u = np.log(x) - np.log(x).mean()
+    design = np.vander(u, 3)
+    moments = np.einsum("bn,ni,nj->bij", weights, design, design)
+    _, size = np.unique(x, return_inverse=True)
+    held = (weights[:, :, None] * np.eye(size.max() + 1)[size] > 0).any(axis=1).sum(axis=1)
+    moments[held < MIN_SIZES] = np.eye(3)
+    p, q, _ = np.linalg.solve(moments, (weights * loss @ design)[:, :, None])[:, :, 0].T
+    usable = (held >= MIN_SIZES) & (p > 0)
+    return np.where(usable, np.log(x).mean() - q / np.where(usable, 2.0 * p, 1.0), np.nan)
+
+
 def _redrawn_minima(
-    x: Array,
-    loss: Array,
-    budget: Array,
-    budgets: list[float],
-    rng: np.random.Generator,
-    n_draws: int,
+    x: Array, loss: Array, budgets: list[Rows], rng: np.random.Generator, n_draws: int
 ) -> Array:
     """Return ln x of the parabolas' minima, shape (n_draws, budgets); NaN without curvature."""
-    projections, fitted, pool = [], [], []
-    for value in budgets:
-        rows = budget == value
+    parts, pool = [], []
+    for rows in budgets:
         u = np.log(x[rows])
         design = np.vander(u - u.mean(), 3)
         solve = np.linalg.pinv(design)
         leverage = np.clip(np.einsum("ij,ji->i", design, solve), 0.0, 0.99)
         coefficients = solve @ loss[rows]
-        pool.append((loss[rows] - design @ coefficients) / np.sqrt(1.0 - leverage))
-        projections.append((solve, u.mean()))
-        fitted.append(coefficients)
+        fitted = design @ coefficients
+        pool.append((loss[rows] / fitted - 1.0) / np.sqrt(1.0 - leverage))
+        parts.append((u.mean(), coefficients, solve * fitted))
     residuals = np.concatenate(pool)
     residuals -= residuals.mean()
     columns = []
-    for (solve, centre), coefficients in zip(projections, fitted, strict=True):
+    for centre, coefficients, solve in parts:
         noise = rng.choice(residuals, size=(n_draws, solve.shape[1]))
         p, q, _ = (coefficients + noise @ solve.T).T
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -79,13 +95,14 @@ def _redrawn_minima(
     return np.stack(columns, axis=1)
 
 
-def local_noise(log_x: Array, log_loss: Array) -> Array:
-    """Return each inner point's value over what its neighbours lead to expect, unit variance kept.
+def local_noise(log_x: Array, log_loss: Array, runs: Array | None = None) -> Array:
+    """Return each inner point's value over what its neighbours lead to expect, as noise of one run.
 
-    Shapes (n,), log_x ascending. A parabola through the two neighbours on one side and the one on
-    the other predicts the point; the difference, over the root of 1 + the sum of the squared
-    weights, has the variance of one point.
+    Shapes (n,), log_x ascending; point i is a mean of `runs[i]` runs, of one by default. A parabola
+    through the two neighbours on one side and the one on the other predicts the point; the
+    difference, over the root of what its variance is for runs of unit variance, is returned.
     """
+    share = np.ones(len(log_x)) if runs is None else 1.0 / runs
     found = []
     for i in range(1, len(log_x) - 1):
         near = [i - 1, i + 1, i + 2 if i + 2 < len(log_x) else i - 2]
@@ -95,7 +112,8 @@ def local_noise(log_x: Array, log_loss: Array) -> Array:
         weights = np.array(
             [np.prod([(log_x[i] - v) / (w - v) for v in knots if v != w]) for w in knots]
         )
-        found.append((log_loss[i] - weights @ log_loss[near]) / np.sqrt(1.0 + weights @ weights))
+        variance = share[i] + weights**2 @ share[near]
+        found.append((log_loss[i] - weights @ log_loss[near]) / np.sqrt(variance))
     return np.array(found, dtype=np.float64)
 
 
@@ -122,7 +140,9 @@ def draw_noise(
     rows = [budget == curve.budget for curve in fit.used]
     means = [[mean_by_size(x[own], loss[own]) for x in (N, D)] for own in rows]
     if sd is None:
-        noise = np.concatenate([local_noise(*by_params) for by_params, _ in means])
+        runs = [np.unique(N[own], return_counts=True)[1].astype(np.float64) for own in rows]
+        pairs = zip(means, runs, strict=True)
+        noise = np.concatenate([local_noise(*by_params, n) for (by_params, _), n in pairs])
         scale = np.full(len(loss), np.sqrt(np.mean(noise**2)) if len(noise) else 0.0)
     else:
         scale = sd / loss

@@ -57,8 +57,11 @@ class Objective:
             # r = exp(z) - L: r' = model z', r'' = model (z'' + z' z'^T)
             slope, curve = slope * model, curve * model * model + slope * model
         p1, p2, p3 = shares
-        jacobian = np.stack([p1, p2, p3, -p1 * self.x, -p2 * self.y], axis=1)
-        gradient = np.einsum("sn,sjn->sj", slope, jacobian)
+        jacobian = np.empty((len(z), 5, z.shape[1]))
+        jacobian[:, 0], jacobian[:, 1], jacobian[:, 2] = p1, p2, p3
+        np.multiply(p1, -self.x, out=jacobian[:, 3])
+        np.multiply(p2, -self.y, out=jacobian[:, 4])
+        gradient = (jacobian @ slope[:, :, None])[:, :, 0]
         hessian = (jacobian * (curve - slope)[:, None, :]) @ jacobian.transpose(0, 2, 1)
         m1, m2 = slope * p1, slope * p2
         for i, j, moment in (

@@ -49,7 +49,7 @@ def target(group: GroupAnalysis) -> Target | None:
         assert isinstance(surface.fit, ParametricFit)
         assert isinstance(surface.draws, LawDraws)
         loss = float(group.cost.loss_opt(surface.fit.law, C))
-        loss_draws = np.array([group.cost.loss_opt(law, C) for law in surface.draws.laws()])
+        loss_draws = group.cost.loss_opt(surface.draws, C)
     return Target(
         flops=C,
         params=n,

@@ -153,8 +153,8 @@ def _line_and_draws(
         value: Callable[[Array], Array] = lambda n: (  # noqa: E731 - two lines, used twice
             n if which == "params" else group.cost.tokens(C, n)
         )
-        rows = [value(group.cost.n_opt(law, C)) for law in draws.laws()[:1000]]
-        return value(group.cost.n_opt(fit.law, C)), np.array(rows)
+        rows = np.stack([draws.n_opt(c, group.cost) for c in C], axis=1)
+        return value(group.cost.n_opt(fit.law, C)), value(rows)
     assert isinstance(fit, EnvelopeFit | IsoflopFit)
     assert isinstance(draws, PowerDraws)
     law = fit.params_law if which == "params" else fit.tokens_law

@@ -68,7 +68,7 @@ def _draw_surface(axis: Axes, group: GroupAnalysis) -> None:
     loss = group.cost.loss_opt(surface.fit.law, C)
     axis.plot(C, loss, color=colour, label=f"optimum of {surface.title}")
     if isinstance(surface.draws, LawDraws) and len(surface.draws.E) >= 20:
-        rows = np.array([group.cost.loss_opt(law, C) for law in surface.draws.laws()])
+        rows = np.stack([group.cost.loss_opt(surface.draws, c) for c in C], axis=1)
         low, high = np.quantile(rows, [0.05, 0.95], axis=0)
         axis.fill_between(C, low, high, color=colour, alpha=0.15, lw=0)
 

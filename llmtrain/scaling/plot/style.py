@@ -118,9 +118,10 @@ def to_svg(figure: Figure) -> bytes:
 
 
 def save(figure: Figure, stem: Path) -> Sequence[Path]:
-    """Write `stem`.svg and `stem`.png; return both paths."""
+    """Write `stem`.svg and `stem`.png, laid out once; return both paths."""
     svg, png = stem.with_suffix(".svg"), stem.with_suffix(".png")
     svg.write_bytes(to_svg(figure))
+    figure.set_layout_engine("none")
     with styled():
         figure.savefig(png, format="png", metadata={"Software": None})
     return svg, png
