@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.spec.errors import ConfigError, MismatchError
-from llmtrain.spec.record import RunRecord, parse_record, write_record
+from llmtrain.spec.record import RunRecord, build_record, write_record
 
 METRICS_FILE, STATE_FILE = "metrics.jsonl", "state.json"
 MARK = "fetched.json"
@@ -51,7 +51,7 @@ def record_of(run: FetchedRun, metrics_sha256: str) -> RunRecord:
             raw[field.name] = nested or run.summary[field.name]
     if not raw:
         raise MismatchError("its summary holds no record of llmtrain")
-    record = parse_record(raw | {"metrics_sha256": metrics_sha256})
+    record = build_record(raw | {"metrics_sha256": metrics_sha256})
     if not math.isfinite(record.val_loss):
         raise MismatchError(f"val_loss {record.val_loss!r}")
     last = run.rows[-1] if run.rows else {}

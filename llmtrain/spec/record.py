@@ -112,21 +112,29 @@ def write_record(directory: Path, record: RunRecord) -> None:
 
 
 def parse_record(raw: Any) -> RunRecord:
-    """Build a record from JSON.
+    """Build a record from its file's JSON.
 
     Raises MismatchError for another schema, for missing fields, and where it was edited.
     """
-    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-        found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
-        raise MismatchError(f"record has schema {found!r}, this version reads {SCHEMA}")
-    fields = {key: value for key, value in raw.items() if key != OWN_HASH}
-    try:
-        record = build(RunRecord, fields)
-    except LlmtrainError as error:
-        raise MismatchError(f"record is damaged: {error}") from error
+    fields = {k: v for k, v in raw.items() if k != OWN_HASH} if isinstance(raw, dict) else raw
+    record = build_record(fields)
     if raw.get(OWN_HASH) != config_hash(record):
         raise MismatchError("record does not match its own hash, it was edited")
     return record
+
+
+def build_record(fields: Any) -> RunRecord:
+    """Build a record from its fields alone, as a service that has no file gives them back.
+
+    Raises MismatchError for another schema and for missing fields.
+    """
+    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
+        found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
+        raise MismatchError(f"record has schema {found!r}, this version reads {SCHEMA}")
+    try:
+        return build(RunRecord, fields)
+    except LlmtrainError as error:
+        raise MismatchError(f"record is damaged: {error}") from error
 
 
 def read_record(directory: Path) -> RunRecord | None:

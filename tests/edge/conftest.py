@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))  # as `python scripts/x.py` does
 
 
 def replaced(arguments: Sequence[str]) -> tuple[str, ...]:

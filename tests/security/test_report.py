@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from edge import compose
 
 from llmtrain.scaling.analysis import analyze
 from llmtrain.scaling.config import AnalyzeConfig
@@ -17,6 +18,7 @@ from llmtrain.scaling.load import load_runs
 from llmtrain.scaling.page import table_html
 from llmtrain.scaling.report import _md_table, write_report
 from llmtrain.scaling.wording import Table
+from llmtrain.spec.build import build
 
 PAYLOADS = (
     "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<svg onload=alert(1)>",
@@ -80,11 +82,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a report whose groups, runs, states and command are payloads."""
     folder = tmp_path_factory.mktemp("report")
     source = runs_csv(folder / "<b>runs.csv", PAYLOADS, " ".join(PAYLOADS))
-    config = AnalyzeConfig(
-        runs=str(source), out=None, group=None, budgets=(), budget_tolerance=0.1, params="auto",
-        bootstrap=20, unit="run", seed=0, delta=1e-3, tie=False, floor=None, interaction=False,
-        starts="centred", target_flops=None, against=None,
-    )  # fmt: skip
+    config = build(
+        AnalyzeConfig, compose("analyze", ["runs=given", "bootstrap=20", "publish=disabled"])
+    )
     analysis = analyze(config, load_runs(source))
     write_report(analysis, folder / "out", [f"out={payload}" for payload in PAYLOADS])
     return folder / "out"

@@ -18,6 +18,7 @@ FREE = {
     "runtime.activation_checkpointing": [False, True],
     "runtime.peak_tflops": [None, 100.0],
     "runtime.parallel": ["none", "ddp", "fsdp"],
+    "runtime.memory_gb": [None, 80.0],
     "checkpoint.every_s": [3600.0, 60.0],
     "checkpoint.every_steps": [None, 7],
     "checkpoint.keep": [2, 3],
@@ -32,9 +33,19 @@ FREE = {
     "data.max_epochs": [4.0, 100.0],
     "budget.min_steps": [2, 3],
     "budget.tolerance": [0.005, 0.02],
+    "bill.region": ["world", "FRA"],
+    "bill.grams_per_kwh": [None, 20.0],
+    "bill.pue": [1.0, 1.2],
+    "bill.device_watts": [None, 300.0],
+    "bill.price_per_hour": [None, 2.5],
+    "bill.currency": ["USD", "EUR"],
+    "bill.assumed_mfu": [None, 0.3],
     "name": ["test", "other"],
     "runs_root": ["runs", "elsewhere"],
 }
+# Free too, where the schedule allows them; and a key that is left out of the identity while null.
+TRUNK_KEYS = {"checkpoint.branch_at", "checkpoint.branch_from"}
+NULL_LEFT_OUT = {"seq_len.warmup_tokens"}
 # Every kind of key that matters: numbers with many values, close together and far apart.
 DECIDING = {
     "model.d_model": [16, 32, 64],
@@ -120,7 +131,7 @@ def leaves(value, path=""):
 def test_every_key_of_a_run_is_either_free_or_decides(make, raw):
     """A new key must be put on one of the two sides."""
     identity = leaves(run_identity(make())) - {"dtype"} | {"runtime.dtype"}
-    assert leaves(raw) == identity | set(FREE)
+    assert leaves(raw) == identity | set(FREE) | TRUNK_KEYS | NULL_LEFT_OUT
     assert not identity & set(FREE)
     for key, values in FREE.items():
         ids = {run_id(build_run(changed(raw, {key: value}))[0]) for value in values}
@@ -128,3 +139,11 @@ def test_every_key_of_a_run_is_either_free_or_decides(make, raw):
     for key, values in DECIDING.items():
         ids = {run_id(build_run(changed(raw, {key: value}))[0]) for value in values}
         assert len(ids) == len(values), key
+
+
+def test_trunk_keys_are_free_and_a_length_warmup_in_tokens_decides(make):
+    plain = {"schedule.name": "wsd", "seq_len.pacing": "linear", "seq_len.start": 16}
+    whole = run_id(make(plain))
+    assert run_id(make(plain | {"checkpoint.branch_at": [7]})) == whole
+    assert run_id(make(plain | {"checkpoint.branch_from": "C1e9-w8d2-s0-0123456789"})) == whole
+    assert run_id(make(plain | {"seq_len.warmup_tokens": 1024})) != whole
