@@ -20,6 +20,7 @@ from llmtrain.scaling.page import (
 from llmtrain.scaling.plot.figures import DrawnFigure, draw_comparison, draw_figures
 from llmtrain.scaling.report_tables import exclusion_table, group_tables
 from llmtrain.scaling.results import Analysis, GroupAnalysis
+from llmtrain.scaling.runs_file import RUNS_FILE, runs_table
 from llmtrain.scaling.verdict import verdict
 from llmtrain.scaling.wording import Table
 
@@ -34,6 +35,8 @@ class ReportFiles:
     markdown: Path
     html: Path
     figures: Path
+    runs: Path | None
+    """The runs as a table; None where they came as one."""
 
 
 def write_report(analysis: Analysis, out: Path, overrides: Sequence[str]) -> ReportFiles:
@@ -46,7 +49,10 @@ def write_report(analysis: Analysis, out: Path, overrides: Sequence[str]) -> Rep
         markdown=out / "report.md",
         html=out / "report.html",
         figures=folder,
+        runs=out / RUNS_FILE if analysis.runs.records else None,
     )
+    if files.runs is not None:
+        _write(files.runs, runs_table(analysis.runs))
     document = law_document(analysis, command)
     _write(files.law, json.dumps(document, indent=1, allow_nan=False) + "\n")
     drawn = [
