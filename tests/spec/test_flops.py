@@ -50,6 +50,23 @@ def test_oracle_shape_at_context_128(raw):
     assert (flops["causal_attention"], flops["full_attention"]) == (786_432, 884_736)
 
 
+def test_every_named_count_of_one_shape(raw):
+    """L 8, d 512, 8 heads of 64, f 2048, V 32000, T 1024; the counts other papers mix are sums."""
+    model = shape(raw, d_model=512, n_layers=8, d_head=64, ff_ratio=4.0)
+    flops = flops_per_token(model, vocab_size=32_000, seq_len=1024)
+    attention = flops["causal_attention"] - flops["with_head"]
+    assert flops["non_embedding"] == 150_994_944  # Kaplan et al. 2020, 6 N
+    assert flops["non_embedding"] + attention == 176_160_768  # with its attention term
+    assert flops["with_head"] == 249_298_944
+    assert flops["causal_attention"] == 274_464_768
+    assert flops["full_attention"] == 299_630_592  # PaLM's MFU
+    assert flops["non_embedding"] + 2 * attention == 201_326_592  # DeepSeek LLM's M
+    assert flops["chinchilla"] == 398_524_416
+    embedding = 3 * 2 * 32_000 * 512
+    assert flops["chinchilla"] - embedding == 300_220_416
+    assert flops["chinchilla"] - 2 * embedding == 201_916_416
+
+
 # Hoffmann et al. 2022, appendix F over 6N. Table A4 prints 1.03 1.10 1.08 1.04 1.03 .99, which is
 # the version without the input embedding and the final logits; `literal` has both.
 @pytest.mark.parametrize(
