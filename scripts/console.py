@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from llmtrain.spec.record import RunRecord
 from llmtrain.sweep.drain import SweepWatcher
-from llmtrain.sweep.ledger import CellStatus
+from llmtrain.sweep.ledger import CellStatus, flops_left
 from llmtrain.sweep.process import Job, Outcome
 
 SAMPLE_FILE = "sample.txt"
@@ -144,7 +144,7 @@ class SweepConsole(SweepWatcher):
             what = "would train" if cell in to_do else cell.state
             size = f"N {cell.facts['n_params']:,}  D {cell.facts['n_tokens']:,}"
             self.console.print(f"{what:<11} {cell.run_id}  {size}", markup=False)
-        flops = sum(cell.facts["flops"] - cell.flops_done for cell in to_do)
+        flops = sum(map(flops_left, to_do))
         self.console.print(
             f"{len(to_do) + len(others)} cells: {len(to_do)} to train, {flops:.3g} FLOPs; "
             "nothing was written"
@@ -170,6 +170,11 @@ class SweepConsole(SweepWatcher):
     def decided(self, line: str) -> None:
         """Print what an adaptive sweep decided."""
         self.console.print(line, markup=False)
+
+    def started(self, job: Job) -> None:
+        """Count a cell that was given back or reopened after the sweep was opened."""
+        self.cost.setdefault(job.name, job.cost)
+        self.share.setdefault(job.name, 0.0)
 
     def reported(self, job: Job, progress: dict[str, Any]) -> None:
         """Move the bar."""

@@ -4,7 +4,7 @@
   python scripts/dashboard.py group=NAME publish=offline out=DIR
 
 Writes workspace.json and report.json, and saves both to wandb where a key is (`wandb login` or
-WANDB_API_KEY). Needs wandb-workspaces: pip install 'llmtrain[dashboard]'. Every key stands in
+WANDB_API_KEY). Needs wandb-workspaces: pip install -e '.[dashboard]'. Every key stands in
 configs/dashboard.yaml.
 """
 

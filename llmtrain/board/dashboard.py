@@ -15,7 +15,7 @@ FLOPS, TOKENS = "flops", "tokens"
 PARAMS = "params/no_input_embedding"
 BUDGET = "budget/flops"
 CHART = "wandb/lineseries/v0"  # what wandb.plot.line_series draws with
-INSTALL = "pip install 'llmtrain[dashboard]'"
+INSTALL = "pip install -e '.[dashboard]'"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ DECLARED = (
 OPTIONAL = (
     "flops", "budget", "group", "run_id", "seed", "status", "annealed", "d_model", "n_layers",
     "n_heads", "n_kv_heads", "d_head", "d_ff", "ff_ratio", "activation", "tied_head", "code_id",
-    "recipe", "optimizer", "schedule",
+    "recipe", "optimizer", "schedule", "trunk", "lr_multiplier",
 )  # fmt: skip
 KNOWN = (*REQUIRED, *OPTIONAL, *DECLARED)
 SYNONYMS = {

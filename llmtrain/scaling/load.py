@@ -149,6 +149,10 @@ def from_records(
         seed=column(lambda record: record.seed),
         d_model=column(lambda record: record.d_model),
         n_layers=column(lambda record: record.n_layers),
+        trunk=np.array([record.trunk or "" for record in records], dtype=np.str_),
+        lr_multiplier=column(
+            lambda record: math.nan if record.lr_multiplier is None else record.lr_multiplier
+        ),
         conventions=Conventions(
             params=PARAMS_CONVENTION,
             flops=convention,

@@ -10,7 +10,6 @@ with the terms in brackets where two budgets or more have brackets, is then take
 the recipe's rate, and Approach 2 refitted.
 """
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -73,7 +72,7 @@ def split_rates(runs: Runs) -> tuple[Runs, Runs | None]:
     other rates enter no fit: the lowest of three noisy losses, where other cells have one run,
     would lower just the bracketed cells. Records without a multiplier stay where they are.
     """
-    factors = _multipliers(runs)
+    factors = runs.lr_multiplier
     known = factors[np.isfinite(factors)]
     values, n_runs = np.unique(known, return_counts=True)
     if len(values) < 2:
@@ -104,9 +103,9 @@ def fit_bracket(base: Runs, bracket: Runs, n_draws: int, seed: int) -> RateBrack
 
     The interval redraws every loss with the scatter of the runs about their parabolas.
     """
-    factors = _multipliers(bracket)
+    factors = bracket.lr_multiplier
     values, n_runs = np.unique(factors, return_counts=True)
-    unit = _multipliers(base)
+    unit = base.lr_multiplier
     finite = unit[np.isfinite(unit)]
     own = float(finite[0]) if len(finite) else float(values[n_runs.argmax()])
     x = np.log(factors / own)
@@ -144,11 +143,6 @@ def fit_bracket(base: Runs, bracket: Runs, n_draws: int, seed: int) -> RateBrack
         optimum_shift=float(np.exp(ratio)),
         optimum_shift_interval=_exp(_about(ratio, shifts[:, 1])),
     )
-
-
-def _multipliers(runs: Runs) -> Array:
-    found = [record.lr_multiplier for record in runs.records]
-    return np.array([math.nan if value is None else value for value in found], dtype=np.float64)
 
 
 def _cells_of(runs: Runs) -> NDArray[np.int64]:

@@ -64,6 +64,10 @@ class Runs:
     """NaN where unknown."""
     n_layers: Array
     """NaN where unknown."""
+    trunk: Labels
+    """Name of what runs share that are branches of one run; '' where a run stands alone."""
+    lr_multiplier: Array
+    """Rate over the recipe's; NaN where unknown."""
     conventions: Conventions
     exclusions: tuple[Exclusion, ...]
     counts: dict[str, Array]
@@ -122,9 +126,7 @@ class Runs:
     @property
     def lineage(self) -> Labels:
         """What a row was trained as: its run id, or the trunk's where runs share one."""
-        if not self.records:
-            return self.run_id
-        return np.array([record.trunk or record.run_id for record in self.records], dtype=np.str_)
+        return np.where(self.trunk == "", self.run_id, self.trunk)
 
     @property
     def flops_ratio(self) -> Array:

@@ -35,6 +35,8 @@ def _row(runs: Runs, record: RunRecord) -> dict[str, Any]:
         "seed": record.seed,
         "d_model": record.d_model,
         "n_layers": record.n_layers,
+        "trunk": record.trunk or "",
+        "lr_multiplier": record.lr_multiplier,
         "params_convention": given.params,
         "flops_convention": given.flops,
         "data": record.data_name,

@@ -184,6 +184,8 @@ class _Table:
             seed=self.optional("seed"),
             d_model=self.optional("d_model"),
             n_layers=self.optional("n_layers"),
+            trunk=self.labels("trunk", [""] * n),
+            lr_multiplier=self.optional("lr_multiplier", strict=True),
             conventions=Conventions(
                 params=counted, flops=costed, flops_imputed=imputed, texts=self.texts()
             ),

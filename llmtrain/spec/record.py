@@ -97,7 +97,7 @@ class RunRecord:
     metrics_sha256: str
     """Hash of metrics.jsonl."""
     lr_multiplier: float | None = None
-    """recipe.lr_multiplier: the rate over the recipe's; null in records older than this field."""
+    """recipe.lr_multiplier: the rate over the recipe's; null where nothing recorded it."""
 
 
 def write_record(directory: Path, record: RunRecord) -> None:

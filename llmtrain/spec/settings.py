@@ -104,7 +104,7 @@ class TrackingConfig:
     """Where the metrics go, besides metrics.jsonl."""
 
     wandb: Literal["auto", "online", "offline", "disabled"]
-    """auto: online where a key is in the environment, else offline."""
+    """auto: as WANDB_MODE says, else online where a key is (WANDB_API_KEY or `wandb login`)."""
     project: str
     """wandb project."""
     entity: str | None

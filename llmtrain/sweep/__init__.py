@@ -1,1 +1,1 @@
-"""Which cells a sweep has, and running them: grid, ledger, pool, and the two Hydra plugins."""
+"""Which cells a sweep has and running them: grid, ledger, pool, two Hydra launchers, a sweeper."""

@@ -132,6 +132,8 @@ def drain(
             while unsettled := _unsettled(jobs, recorder):
                 if free := [jobs[path] for path in unsettled if _is_free(path, jobs[path])]:
                     run_jobs(free, functools.partial(take, work), slots, recorder, hang_s=hang_s)
+                    if _unsettled(jobs, recorder) == unsettled:  # others took them all
+                        time.sleep(LOOK_EVERY_S)
                 elif wait:
                     watcher.waiting(len(unsettled))
                     time.sleep(LOOK_EVERY_S)

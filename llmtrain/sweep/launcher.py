@@ -116,10 +116,10 @@ class PoolLauncher(CellLauncher):
             configs, HANDS.work, slots, HANDS.watcher, hang_s=self.hang_seconds, wait=True
         )
         ended = {outcome.job.name: outcome for outcome in found}
-        return [ended.get(run_id(config)) or _elsewhere(config) for config in configs]
+        return [ended.get(run_id(config)) or elsewhere(config) for config in configs]
 
 
-def _elsewhere(config: TrainConfig) -> Outcome | None:
+def elsewhere(config: TrainConfig) -> Outcome | None:
     """Return None for a cell that was done before or by another process, else why it failed."""
     directory = run_directory(config)
     if not is_passed_by(directory):

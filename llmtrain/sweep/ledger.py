@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.spec.branching import FOLDER, trunk_id
-from llmtrain.spec.errors import ConfigError, RunLockedError
+from llmtrain.spec.errors import ConfigError, MismatchError, RunLockedError
 from llmtrain.spec.jsonfile import read_json
+from llmtrain.spec.plan import run_id
 from llmtrain.spec.record import RECORD_FILE, read_record
 from llmtrain.spec.rundir import (
     STATE_FILE,
@@ -51,7 +52,7 @@ class CellStatus:
     facts: dict[str, Any]
     """The cell's entry in the plan: shape, budget, seed, n_params, n_tokens, flops."""
     flops_done: float
-    """Training FLOPs so far, as the metrics say."""
+    """Training FLOPs so far: as the metrics say, or what the run itself spent in all."""
     seconds: float | None
     """Wall seconds of a finished cell, all its parts."""
 
@@ -80,16 +81,18 @@ def is_done(directory: Path) -> bool:
 
 
 def release_branches(configs: Sequence[TrainConfig]) -> None:
-    """Remove the states kept by every trunk whose branches among `configs` are all done."""
-    needless: dict[Path, bool] = {}
-    for config in configs:
-        if config.checkpoint.branch_from is None:
-            continue
-        own = run_directory(config)
-        folder = own.parent / str(config.checkpoint.branch_from) / FOLDER
-        needless[folder] = needless.get(folder, True) and is_done(own)
-    for folder in (path for path, unused in needless.items() if unused):
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove the states of every trunk that is done, as all its planned branches are."""
+    for trunk in {
+        run_directory(config).with_name(config.checkpoint.branch_from)
+        for config in configs
+        if config.checkpoint.branch_from is not None
+    }:
+        mine = {c.checkpoint.branch_from: c for c in configs}[trunk.name]
+        planned = _planned(trunk.parent)
+        names = {name for name, cell in planned.items() if cell.get("trunk") == trunk_id(mine)}
+        names |= {run_id(c) for c in configs if c.checkpoint.branch_from == trunk.name}
+        if all(is_done(trunk.with_name(name)) for name in (trunk.name, *names)):
+            shutil.rmtree(trunk / FOLDER, ignore_errors=True)
 
 
 def is_passed_by(directory: Path) -> bool:
@@ -99,7 +102,7 @@ def is_passed_by(directory: Path) -> bool:
 
 def note_failure(directory: Path, outcome: Outcome) -> None:
     """Record why a cell failed; the second time in the same way it is quarantined."""
-    with contextlib.suppress(RunLockedError), hold(directory):
+    with contextlib.suppress(RunLockedError, MismatchError), hold(directory):
         failures = [*_failures(directory), {"way": outcome.way, "reason": outcome.error}]
         write_json(directory / FAILURES_FILE, failures)
         if outcome.stack is not None:
@@ -114,7 +117,7 @@ def reopen(configs: Sequence[TrainConfig], *, quarantined: bool = False) -> None
     states = PASSED_BY if quarantined else ("failed",)
     for directory in map(run_directory, configs):
         if not is_done(directory) and read_state(directory)[0] in states:
-            with contextlib.suppress(RunLockedError), hold(directory):
+            with contextlib.suppress(RunLockedError, MismatchError), hold(directory):
                 if quarantined:
                     (directory / FAILURES_FILE).unlink(missing_ok=True)
                 write_state(directory, "planned")
@@ -138,7 +141,18 @@ def read_sweep(directory: Path) -> list[CellStatus]:
 
 def cell_status(directory: Path, facts: dict[str, Any]) -> CellStatus:
     """Return the status of one cell; `facts`: its entry in the plan, or nothing."""
-    record = read_record(directory)
+    try:
+        record = read_record(directory)
+    except MismatchError as error:
+        return CellStatus(
+            run_id=directory.name,
+            state="failed",
+            reason=str(error),
+            val_loss=None,
+            facts=facts,
+            flops_done=0.0,
+            seconds=None,
+        )
     if record is not None:
         return CellStatus(
             run_id=directory.name,
@@ -146,7 +160,7 @@ def cell_status(directory: Path, facts: dict[str, Any]) -> CellStatus:
             reason=None,
             val_loss=record.val_loss,
             facts=facts,
-            flops_done=record.flops[record.flops_convention],
+            flops_done=record.flops_spent,
             seconds=sum(record.seconds.values()),
         )
     state, reason = read_state(directory)
@@ -187,7 +201,7 @@ def time_left(cells: Sequence[CellStatus], n_slots: int) -> TimeLeft | None:
     if not finished or not open_cells or any("flops" not in cell.facts for cell in open_cells):
         return None
     rate = sum(cell.seconds or 0.0 for cell in finished) / sum(c.flops_done for c in finished)
-    left = sum(max(0.0, cell.facts["flops"] - cell.flops_done) for cell in open_cells)
+    left = sum(map(flops_left, open_cells))
     at_work = sum(cell.state in ("running", "trained", "evaluated") for cell in open_cells)
     slots = min(at_work or n_slots, len(open_cells))
     return TimeLeft(
@@ -198,6 +212,12 @@ def time_left(cells: Sequence[CellStatus], n_slots: int) -> TimeLeft | None:
         n_slots=slots,
         at_work=at_work > 0,
     )
+
+
+def flops_left(cell: CellStatus) -> float:
+    """Return the FLOPs that a cell still has to spend; a branch begins behind its trunk's."""
+    whole = float(cell.facts["flops"])
+    return min(float(cell.facts.get("flops_spent", whole)), max(0.0, whole - cell.flops_done))
 
 
 def facts(cell: Cell) -> dict[str, Any]:

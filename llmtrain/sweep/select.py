@@ -5,7 +5,9 @@ import re
 from collections.abc import Sequence
 
 from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.rundir import run_directory
 from llmtrain.sweep.grid import Cell
+from llmtrain.sweep.ledger import is_done
 
 REGEX = "re:"
 
@@ -27,6 +29,18 @@ def select(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
             )
         chosen |= found
     return [cell for cell in cells if cell.run_id in chosen]
+
+
+def with_trunks(chosen: Sequence[Cell], cells: Sequence[Cell]) -> list[Cell]:
+    """Return the chosen cells and the trunks that they start from, as far as those are not done."""
+    named = {cell.run_id for cell in chosen}
+    needed = {cell.config.checkpoint.branch_from for cell in chosen} - named
+    return [
+        cell
+        for cell in cells
+        if cell.run_id in named
+        or (cell.run_id in needed and not is_done(run_directory(cell.config)))
+    ]
 
 
 def _names(item: str, cell: Cell) -> bool:

@@ -12,7 +12,7 @@ from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.sweep.drain import write_cells
-from llmtrain.sweep.launcher import HANDS, CellLauncher, check_hang_limit
+from llmtrain.sweep.launcher import HANDS, CellLauncher, check_hang_limit, elsewhere
 from llmtrain.sweep.ledger import is_done, is_passed_by, reopen
 from llmtrain.sweep.pool import make_slots
 from llmtrain.sweep.process import Outcome, Slot
@@ -70,7 +70,7 @@ class SlurmLauncher(CellLauncher):
         if not to_do:
             HANDS.watcher.opened([], sum(map(is_done, folders)), 0)
             HANDS.watcher.closed()
-            return [None] * len(configs)
+            return [elsewhere(config) for config in configs]
         executor = make_executor(Path(to_do[0].runs_root) / to_do[0].name / LOGS)
         executor.update_parameters(name=to_do[0].name, **self.parameters)
         cells = write_cells(to_do)
@@ -84,7 +84,7 @@ class SlurmLauncher(CellLauncher):
         n_tasks = min(self.n_tasks, len(to_do))
         jobs = executor.map_array(become, [command] * n_tasks)
         HANDS.watcher.submitted(jobs[0].job_id.partition("_")[0], len(to_do), n_tasks, cells.parent)
-        return [None] * len(configs)
+        return [elsewhere(config) for config in configs]
 
 
 def make_executor(folder: Path) -> Any:
@@ -93,7 +93,7 @@ def make_executor(folder: Path) -> Any:
         import submitit  # noqa: PLC0415 - an extra: only this launcher needs it
     except ImportError as error:
         raise ConfigError(
-            "hydra/launcher=slurm needs submitit; pip install 'llmtrain[slurm]'"
+            "hydra/launcher=slurm needs submitit; pip install -e '.[slurm]'"
         ) from error
     try:
         return submitit.AutoExecutor(folder=folder, cluster="slurm")
@@ -144,7 +144,12 @@ def requeue() -> None:
 
 
 def _scontrol(*arguments: str) -> str:
-    done = subprocess.run(
-        ["scontrol", *arguments], check=False, capture_output=True, text=True, timeout=SCONTROL_S
-    )
+    """Return what scontrol says; nothing where it is absent or silent, as within a container."""
+    command = ["scontrol", *arguments]
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=SCONTROL_S
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
     return done.stdout

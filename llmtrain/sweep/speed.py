@@ -60,6 +60,12 @@ def assumed_speed(config: TrainConfig) -> Speed | None:
     )
 
 
+def own_flops(record: RunRecord) -> float:
+    """Return the FLOPs (full_attention) that a run executed itself: of a branch, its cooldown's."""
+    share = record.flops_spent / record.flops[record.flops_convention]
+    return record.flops["full_attention"] * share
+
+
 def machine_of(record: RunRecord) -> str:
     """Return what decides the speed of a run besides its shape, in words."""
     facts = record.hardware
@@ -114,7 +120,7 @@ def _fit(runs: Sequence[RunRecord]) -> tuple[float, float, float]:
     """Return the median fixed part, and the least-squares line of ln rate over ln d_model."""
     fixed = statistics.median(sum(r.seconds.values()) - r.seconds["train"] for r in runs)
     x = [math.log(r.d_model) for r in runs]
-    y = [math.log(r.flops["full_attention"] / r.seconds["train"]) for r in runs]
+    y = [math.log(own_flops(r) / r.seconds["train"]) for r in runs]
     if len(set(x)) < MIN_RUNS:
         return fixed, statistics.median(y), 0.0
     slope, intercept = statistics.linear_regression(x, y)
@@ -128,7 +134,7 @@ def _error(runs: Sequence[RunRecord]) -> float | None:
     for k, left_out in enumerate(runs):
         fixed, intercept, slope = _fit([*runs[:k], *runs[k + 1 :]])
         rate = math.exp(intercept + slope * math.log(left_out.d_model))
-        predicted = fixed + left_out.flops["full_attention"] / rate
+        predicted = fixed + own_flops(left_out) / rate
         errors.append(abs(predicted / sum(left_out.seconds.values()) - 1.0))
     return statistics.median(errors)
 

@@ -24,7 +24,7 @@ from llmtrain.sweep.launcher import HANDS, CellFailedError, CellLauncher, plain,
 from llmtrain.sweep.ledger import cell_status, facts, reopen, write_sweep
 from llmtrain.sweep.process import Outcome
 from llmtrain.sweep.rounds import AdaptiveSweep
-from llmtrain.sweep.select import select
+from llmtrain.sweep.select import select, with_trunks
 
 
 class IsoflopSweeper(Sweeper):
@@ -52,8 +52,14 @@ class IsoflopSweeper(Sweeper):
         adaptive = [(o, b, s, w) for o, b, s, w in points if s is not None and s.mode == "adaptive"]
         if adaptive:
             refuse_shared_folders([(b, s) for _, b, s, _ in adaptive], len(points))
+            failures: dict[str, str] = {}
             for point in adaptive:
-                self._run_adaptive(*point)
+                failures |= self._run_adaptive(*point)
+            if failures:
+                name, reason = next(iter(failures.items()))
+                raise CellFailedError(
+                    f"{len(failures)} cells failed, the others are done; first: {name}: {reason}"
+                )
             return None
         every: list[tuple[list[str], Cell]] = []
         plans: dict[Path, list[Grid]] = {}
@@ -64,7 +70,8 @@ class IsoflopSweeper(Sweeper):
             plans.setdefault(Path(base.runs_root) / name, []).append(grid)
             every += [([*overrides, *cell.overrides()], cell) for cell in grid.cells]
         only = [item for *_, launch in points for item in launch.only]
-        chosen = {cell.run_id for cell in select([cell for _, cell in every], only)}
+        all_cells = [cell for _, cell in every]
+        chosen = {cell.run_id for cell in with_trunks(select(all_cells, only), all_cells)}
         cells = [(overrides, cell) for overrides, cell in every if cell.run_id in chosen]
         if not cells:
             raise ConfigError("no cell of this sweep can be trained; scripts/plan.py says why")
@@ -89,8 +96,8 @@ class IsoflopSweeper(Sweeper):
 
     def _run_adaptive(
         self, overrides: list[str], base: TrainConfig, sweep: SweepConfig, launch: LaunchConfig
-    ) -> None:
-        """Run an adaptive sweep's rounds. Raises CellFailedError at its end if a cell failed."""
+    ) -> dict[str, str]:
+        """Run an adaptive sweep's rounds; return why cells failed, by run id."""
         refuse_teams(base)
         if launch.dry_run or launch.only:
             raise ConfigError(
@@ -113,12 +120,7 @@ class IsoflopSweeper(Sweeper):
             lost = [c for c in cells if read_record(run_directory(c.config)) is None]
             return {cell.run_id: "left no record" for cell in lost}
 
-        failures = rounds.run(run_cells, HANDS.watcher.decided)
-        if failures:
-            name, reason = next(iter(failures.items()))
-            raise CellFailedError(
-                f"{len(failures)} cells failed, the others are done; first: {name}: {reason}"
-            )
+        return rounds.run(run_cells, HANDS.watcher.decided)
 
     def _compose(self, overrides: Sequence[str]) -> dict[str, object]:
         return plain(self.loader.load_sweep_config(self.master, list(overrides)))

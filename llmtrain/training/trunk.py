@@ -9,7 +9,7 @@ from llmtrain.spec.check import check
 from llmtrain.spec.errors import CheckpointError, RunLockedError
 from llmtrain.spec.plan import RunPlan
 from llmtrain.spec.record import RECORD_FILE
-from llmtrain.spec.rundir import read_state
+from llmtrain.spec.rundir import is_held, read_state
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.training.checkpoint import is_sound, read_checkpoint, save_checkpoint
 from llmtrain.training.runtime import warn
@@ -51,7 +51,8 @@ def starting_state(
 
     None where the trunk is done and kept no such state: the run then trains all of it, which gives
     the same result. Raises MismatchError for a state of another prefix, CheckpointError for a
-    damaged one or a trunk that failed, RunLockedError where the trunk is not there yet.
+    damaged one and for a trunk that failed or was never begun, RunLockedError where another process
+    is at the trunk.
     """
     path = branch_checkpoint(config, plan)
     if path.is_dir():
@@ -63,6 +64,8 @@ def starting_state(
         warn(f"{trunk.name} is done and kept no {path.name}; this run trains its prefix too")
         return None
     found, reason = read_state(trunk)
-    if found == "failed":
-        raise CheckpointError(f"its trunk {trunk.name} failed: {reason}; run the sweep again")
-    raise RunLockedError(f"waits for {path.name} of its trunk {trunk.name}; train that one first")
+    if found in ("failed", "quarantined"):
+        raise CheckpointError(f"its trunk {trunk.name} {found}: {reason}; run the sweep again")
+    if is_held(trunk):
+        raise RunLockedError(f"waits for {path.name} of its trunk {trunk.name}")
+    raise CheckpointError(f"its trunk {trunk.name} is not trained; train that one first")

@@ -11,8 +11,10 @@ import numpy as np
 from llmtrain.scaling.analysis import analyze
 from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.load import load_runs
+from llmtrain.scaling.lr_bracket import split_rates
 from llmtrain.scaling.report import write_report
 from llmtrain.scaling.runs_file import runs_table
+from llmtrain.spec.record import RunRecord
 
 Sweep = Callable[..., Path]
 Config = Callable[..., AnalyzeConfig]
@@ -33,6 +35,24 @@ def test_the_reports_table_fits_as_the_folder_does(
     again = analyze(config, table)
     for before, after in zip(found.groups[0].estimates, again.groups[0].estimates, strict=True):
         assert (before.name, before.a, before.a_interval) == (after.name, after.a, after.a_interval)
+
+
+def test_branches_and_other_rates_are_told_apart_in_the_table_too(
+    planted_sweep: Sweep, tmp_path: Path
+) -> None:
+    def change(record: RunRecord) -> RunRecord:
+        factor = 2.0 if record.d_model == 32 else 1.0
+        return dataclasses.replace(record, trunk=f"trunk-w{record.d_model}", lr_multiplier=factor)
+
+    folder = load_runs(planted_sweep(change=change))
+    path = tmp_path / "runs.csv"
+    path.write_text(runs_table(folder), encoding="utf-8")
+    table = load_runs(path)
+    assert table.lineage.tolist() == folder.lineage.tolist()
+    kept, others = split_rates(table)
+    assert others is not None
+    assert not (kept.d_model == 32).any()
+    assert len(kept) == int((folder.lr_multiplier == 1.0).sum())
 
 
 def test_a_report_on_a_table_writes_none(

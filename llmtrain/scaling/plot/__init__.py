@@ -1,1 +1,1 @@
-"""Figures, drawn from finished analyses only; the one door to matplotlib."""
+"""Figures of finished analyses and of plans; the one door to matplotlib."""
