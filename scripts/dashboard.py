@@ -8,6 +8,7 @@ WANDB_API_KEY). Needs wandb-workspaces: pip install -e '.[dashboard]'. Every key
 configs/dashboard.yaml.
 """
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from llmtrain.board.identity import has_key, wandb_id
 from llmtrain.scaling.plot.style import budget_colours
 from llmtrain.scaling.wording import flops
 from llmtrain.spec.build import build
-from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.errors import ConfigError, MismatchError
 from llmtrain.spec.record import RECORD_FILE, read_record
 
 LAW = "report/law.json"
@@ -53,7 +54,11 @@ def verdict_of(path: Path) -> list[str]:
 def colours_of(folder: Path, group: str) -> dict[str, str]:
     """Return the colour of each finished run's budget, by its wandb id."""
     folders = sorted(path.parent for path in folder.glob(f"*/{RECORD_FILE}"))
-    records = [record for path in folders if (record := read_record(path)) is not None]
+    records = []
+    for path in folders:
+        with contextlib.suppress(MismatchError):  # the analysis lists it; it has no colour
+            if (record := read_record(path)) is not None:
+                records.append(record)
     budgets = sorted({record.flops_budget or 0.0 for record in records})
     colour = dict(zip(budgets, budget_colours(len(budgets)), strict=True))
     return {wandb_id(group, r.run_id): colour[r.flops_budget or 0.0] for r in records}

@@ -4,17 +4,15 @@ import hashlib
 import json
 import netrc
 import os
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from llmtrain.spec.redact import redact
+
 Mode = Literal["auto", "online", "offline", "disabled"]
 HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 MAX_TAG = 64  # wandb refuses longer ones
-SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-URL_USER = re.compile(r"(?<=://)[^/@\s\"']+@")
-MIN_SECRET = 8  # shorter values would black out ordinary text
 
 
 def settled_mode(asked: Mode) -> Mode:
@@ -67,12 +65,15 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def redacted(message: Mapping[str, Any]) -> str:
-    """Return `message` as a line of JSON without secrets.
+    """Return `message` as a line of JSON whose texts hold no secret (spec/redact.py)."""
+    return json.dumps(_clean(message), allow_nan=False)
 
-    Secrets are the values of environment variables whose names say so, and the user part of URLs.
-    """
-    line = json.dumps(message, allow_nan=False)
-    for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and len(value) >= MIN_SECRET:
-            line = line.replace(json.dumps(value)[1:-1], "[redacted]")
-    return URL_USER.sub("[redacted]@", line)
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {redact(str(key)): _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    return value

@@ -9,7 +9,14 @@ from urllib.parse import quote
 
 from llmtrain.spec.errors import ConfigError
 
-SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r"(?:^|_)(?:\w*APIKEY|KEY|\w*TOKEN|SECRET|PASSW\w*|PASSPHRASE|CREDENTIALS?)(?:_|$)",
+    re.IGNORECASE,
+)
+"""As whole words: TOKENIZER, MAX_TOKENS and KEYBOARD name no secret."""
+LOOSE_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+LOOKS_RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9+=_.-]{20,}")
+"""What any variable with such a name must hold besides, to count as a secret."""
 SHORTEST = 8
 """A shorter value of such a variable is a switch, as in TOKENIZERS_PARALLELISM=false."""
 REDACTED = "[redacted]"
@@ -29,10 +36,12 @@ def secrets() -> dict[str, str]:
     """
     found = {}
     for name, value in os.environ.items():
-        if SECRET_NAME.search(name):
-            for line in value.splitlines():
-                if len(line) >= SHORTEST and line[0] not in "/~." and not _is_number(line):
-                    found[line] = name
+        sure = SECRET_NAME.search(name) is not None
+        for line in value.splitlines() if sure or LOOSE_NAME.search(name) else ():
+            if len(line) < SHORTEST or line[0] in "/~." or _is_number(line):
+                continue
+            if sure or LOOKS_RANDOM.fullmatch(line):
+                found[line] = name
     return found
 
 

@@ -180,10 +180,10 @@ class _Run:
     def _leave(self, error: BaseException) -> None:
         """Close what is open and note how the run stands; what was trained is kept."""
         self.metrics.close()
-        interrupted = isinstance(error, InterruptedRunError)
+        again = isinstance(error, InterruptedRunError) or runtime.is_out_of_memory(error)
         reason = str(error) or type(error).__name__
         if self.team.leads:  # not `lead`: the others may be gone
-            rundir.write_state(self.directory, "stopped" if interrupted else "failed", reason)
+            rundir.write_state(self.directory, "stopped" if again else "failed", reason)
         self.mirror.finish({}, exit_code=getattr(error, "exit_code", 1))
 
     def _train(self, stop: runtime.StopRequest) -> None:

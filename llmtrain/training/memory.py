@@ -11,10 +11,7 @@ from llmtrain.spec.plan import plan_run
 from llmtrain.spec.record import RunRecord
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.training.loop import ProgressHook, StepHook, train
-from llmtrain.training.runtime import warn
-
-# What torch says besides torch.OutOfMemoryError: its CPU allocator, CUDA's libraries, C++.
-SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "bad_alloc")
+from llmtrain.training.runtime import is_out_of_memory, warn
 
 
 def train_in_memory(
@@ -42,13 +39,6 @@ def train_in_memory(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         warn(f"out of memory; again with {config.runtime.micro_batch_tokens} tokens a pass")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
 def smaller_passes(config: TrainConfig, vocab_size: int) -> TrainConfig:

@@ -34,6 +34,10 @@ PEAK_TFLOPS = {
 }
 
 
+# What torch says besides torch.OutOfMemoryError: its CPU allocator, CUDA's libraries, C++.
+SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "bad_alloc")
+
+
 def pick_device(config: RuntimeConfig) -> torch.device:
     """Return the device of a run and set the process up for it.
 
@@ -77,6 +81,13 @@ def peak_flops(device: torch.device, config: RuntimeConfig) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak * 1e12 for key, peak in PEAK_TFLOPS.items() if key in name), None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

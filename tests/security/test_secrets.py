@@ -82,12 +82,24 @@ def test_secrets_are_known_by_their_name_and_shape_too(text: str, left: str) -> 
 def test_switches_paths_and_numbers_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (
         ("TOKENIZERS_PARALLELISM", "false"), ("SECRETS_DIR", "/home/someone"),
-        ("MAX_TOKENS", "100000000"), ("MONKEY", "short"),
+        ("MAX_TOKENS", "100000000"), ("MONKEY", "short"), ("TOKENIZED_DATASET", "fineweb_edu"),
+        ("TOKENIZED_DATA", "data/fineweb"), ("KEYBOARD_LAYOUT", "us-international"),
     ):  # fmt: skip
         monkeypatch.setenv(name, value)
     text = "false in /home/someone with 100000000 short tokens"
     assert redact(text) == text
     refuse_secret("data.root", "/home/someone/data")
+    refuse_secret("data.name", "fineweb_edu")
+    refuse_secret("data.paths", "data/fineweb/a.txt")
+
+
+def test_a_name_that_only_sounds_secret_needs_a_value_that_looks_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MYTOKENS", "a1b2c3d4e5f6a7b8c9d0e1f2")
+    assert redact("it is a1b2c3d4e5f6a7b8c9d0e1f2") == "it is [redacted]"
+    monkeypatch.setenv("WANDBAPIKEY", "short-one")
+    assert redact("it is short-one") == "it is [redacted]"
 
 
 def text_keys(raw: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -14,11 +14,13 @@ import pytest
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.branching import share_trunk
 from llmtrain.spec.errors import ConfigError
-from llmtrain.spec.plan import plan_run
-from llmtrain.spec.rundir import hold, read_state, run_directory, write_state
+from llmtrain.spec.plan import plan_run, run_id
+from llmtrain.spec.rundir import hold, read_state, run_directory, write_json, write_state
 from llmtrain.sweep import slurm
 from llmtrain.sweep.drain import read_cells, write_cells
+from llmtrain.sweep.grid import Cell
 from llmtrain.sweep.ledger import release_branches, reopen
+from llmtrain.sweep.select import with_trunks
 from llmtrain.training.loop import train
 
 LONG = 102_400  # tokens: long enough to be stopped on the way
@@ -206,7 +208,45 @@ def test_the_states_of_a_trunk_stay_until_all_its_branches_are_done(cell):
         run_directory(branch).mkdir()
         (run_directory(branch) / "record.json").touch()
     release_branches([trunk, *branches])
+    assert kept.is_dir()  # a driver may still be at the trunk
+    (run_directory(trunk) / "record.json").touch()
+    release_branches([trunk, *branches])
     assert not kept.exists()
+
+
+def test_states_stay_for_planned_branches_that_this_call_leaves_out(cell):
+    trunk, first, second = family(cell)
+    plan = {"cells": {run_id(c): {"trunk": run_id(trunk)} for c in (trunk, first, second)}}
+    kept = run_directory(trunk) / "branches"
+    kept.mkdir(parents=True)
+    write_json(run_directory(trunk).parent / "sweep.json", plan)
+    for done in (trunk, first):
+        run_directory(done).mkdir(exist_ok=True)
+        (run_directory(done) / "record.json").touch()
+    release_branches([trunk, first])
+    assert kept.is_dir()
+    run_directory(second).mkdir()
+    (run_directory(second) / "record.json").touch()
+    release_branches([trunk, first])
+    assert not kept.exists()
+
+
+def test_a_branch_alone_fails_once_with_what_to_do(cell, start):
+    """Without its trunk in the call it once came back for ever."""
+    _, branch, _ = family(cell)
+    code, _, error = finish(start(write_cells([branch])))
+    assert code == 1
+    assert "is not trained; train that one first" in error
+
+
+def test_the_trunk_of_a_chosen_branch_is_chosen_too_until_it_is_done(cell):
+    runs = family(cell)
+    plans = [plan_run(config, vocab_size=256, unique_tokens=None) for config in runs]
+    cells = [Cell(config=c, plan=p) for c, p in zip(runs, plans, strict=True)]
+    assert with_trunks([cells[1]], cells) == cells[:2]
+    run_directory(runs[0]).mkdir(parents=True)
+    (run_directory(runs[0]) / "record.json").touch()
+    assert with_trunks([cells[1]], cells) == [cells[1]]
 
 
 def test_a_held_cell_is_left_to_its_holder(cell, start):
@@ -256,5 +296,5 @@ def test_without_submitit_or_slurm_the_launcher_says_what_to_do(monkeypatch, tmp
     with pytest.raises(ConfigError, match=r"no SLURM here: .*; use hydra/launcher=pool"):
         slurm.make_executor(tmp_path)
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(ConfigError, match=r"pip install 'llmtrain\[slurm\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[slurm\]'"):
         slurm.make_executor(tmp_path)

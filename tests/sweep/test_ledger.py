@@ -10,6 +10,8 @@ from llmtrain.spec.plan import plan_run
 from llmtrain.sweep.grid import Cell, Grid
 from llmtrain.sweep.ledger import (
     CellStatus,
+    cell_status,
+    flops_left,
     is_done,
     is_passed_by,
     note_failure,
@@ -134,6 +136,31 @@ def test_the_time_left_is_the_flops_left_times_the_mean_cost_over_the_slots():
     assert time_left(done, n_slots=2) is None
     unknown = dataclasses.replace(open_cells[0], facts={})
     assert time_left([*done, unknown], n_slots=2) is None
+
+
+def test_a_branch_has_only_its_cooldown_left():
+    branch = status("planned", 50.0)
+    branch = dataclasses.replace(branch, facts={"flops": 50.0, "flops_spent": 10.0})
+    assert flops_left(branch) == 10.0
+    assert flops_left(dataclasses.replace(branch, flops_done=44.0)) == 6.0  # prefix and some more
+    assert flops_left(status("running", 40.0, 30.0)) == 10.0
+
+
+def test_a_folder_of_another_user_is_passed_over_and_a_damaged_record_is_named(make, tmp_path):
+    config = make({"runs_root": str(tmp_path)})
+    folder = rundir.run_directory(config)
+    folder.mkdir(parents=True)
+    rundir.write_state(folder, "failed", "before")
+    folder.chmod(0o777)  # whoever can write there decides what is in it
+    job = Job(name=folder.name, payload={}, cost=1.0)
+    note_failure(folder, Outcome(job=job, error="x", exit_code=5, way="MismatchError"))
+    reopen([config])
+    assert rundir.read_state(folder)[0] == "failed"
+    folder.chmod(0o755)
+    (folder / "record.json").write_text("{}", encoding="utf-8")
+    found = cell_status(folder, {})
+    assert found.state == "failed"
+    assert "record has schema" in found.reason
 
 
 def test_a_torn_last_row_of_the_metrics_is_passed_over(tmp_path):

@@ -18,13 +18,20 @@ from llmtrain.training.loop import train
 FIXED_S, RATE = 0.5, 3e9
 
 
-def planted(record: RunRecord, d_model: int, flops: float, **changes: Any) -> RunRecord:
-    """A run of a machine that does RATE * d_model^0.8 FLOP/s after half a second."""
-    train = flops / (RATE * d_model**0.8)
-    seconds = {"setup": FIXED_S, "train": train}
-    return dataclasses.replace(
-        record, d_model=d_model, flops={"full_attention": flops}, seconds=seconds, **changes
-    )
+def planted(
+    record: RunRecord, d_model: int, flops: float, *, share: float = 1.0, **changes: Any
+) -> RunRecord:
+    """A run of a machine that does RATE * d_model^0.8 FLOP/s after half a second.
+
+    `share`: what a branch executes of its FLOPs.
+    """
+    seconds = {"setup": FIXED_S, "train": share * flops / (RATE * d_model**0.8)}
+    counted = {
+        "flops": {"full_attention": flops},
+        "flops_convention": "full_attention",
+        "flops_spent": share * flops,
+    }
+    return dataclasses.replace(record, d_model=d_model, seconds=seconds, **counted, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +59,19 @@ def test_a_planted_speed_is_found_and_forecast(
     speed = learn_speed(runs, make().runtime)
     assert speed is not None
     assert speed.slope == pytest.approx(0.8)
+    assert speed.seconds_of(7e11, 256) == pytest.approx(FIXED_S + 7e11 / (RATE * 256**0.8))
+    assert speed.error == pytest.approx(0.0, abs=1e-9)
+
+
+def test_branches_count_what_they_executed_themselves(
+    runs: list[RunRecord], make: Callable[..., TrainConfig]
+) -> None:
+    branches = [
+        planted(record, record.d_model, record.flops["full_attention"], share=0.2)
+        for record in runs
+    ]
+    speed = learn_speed([*runs, *branches], make().runtime)
+    assert speed is not None
     assert speed.seconds_of(7e11, 256) == pytest.approx(FIXED_S + 7e11 / (RATE * 256**0.8))
     assert speed.error == pytest.approx(0.0, abs=1e-9)
 

@@ -15,7 +15,8 @@ from llmtrain.spec.plan import run_id
 from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import run_directory
 from llmtrain.training.loop import train
-from llmtrain.training.memory import is_out_of_memory, smaller_passes
+from llmtrain.training.memory import smaller_passes
+from llmtrain.training.runtime import is_out_of_memory
 
 BIG = {
     "recipe.batch_tokens": 16_384,
