@@ -114,7 +114,7 @@ def demand_table(group: GroupAnalysis) -> Table | None:
                 f"{best.tokens / best.params:.3g}",
                 flops(best.training_flops),
                 flops(best.total_flops),
-                f"{100 * (1 - best.total_flops / whole):.1f} %",
+                f"{max(0.0, 100 * (1 - best.total_flops / whole)):.1f} %",
             )
         )
     return Table(

@@ -18,7 +18,7 @@ def read_json(path: Path) -> Any:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_BYTES:
             raise ValueError(f"{size} bytes of JSON, more than {MAX_BYTES}")
-        return parse_json(file.read(MAX_BYTES + 1).decode("utf-8"))
+        return parse_json(file.read(size).decode("utf-8"))
 
 
 def parse_json(text: bytes | str) -> Any:

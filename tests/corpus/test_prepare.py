@@ -19,7 +19,7 @@ Split = Callable[[Corpus], tuple[list[bytes], list[bytes]]]
 BUILDER = """
 import os, sys
 from llmtrain.corpus.prepare import prepare
-from llmtrain.spec.config import DataConfig
+from llmtrain.spec.data import DataConfig
 die_at = int(sys.argv[1])
 calls = 0
 def progress(stage, share):

@@ -157,7 +157,7 @@ def test_bytes_need_neither_library(toy: DataConfig) -> None:
         "from llmtrain.corpus.prepare import prepare\n"
         "from llmtrain.corpus.shards import open_corpus\n"
         "from llmtrain.corpus.tokenizer import load\n"
-        "from llmtrain.spec.config import DataConfig\n"
+        "from llmtrain.spec.data import DataConfig\n"
         f"folder = prepare({toy!r})\n"
         "print(load(folder).decode(open_corpus(folder).val[:20].tolist()))\n"
     )

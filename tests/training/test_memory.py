@@ -56,9 +56,12 @@ def test_out_of_memory_halves_the_passes_and_keeps_batch_identity_and_loss(
     make, tiny_corpus_dir, tmp_path
 ):
     small = make({"runs_root": str(tmp_path / "small")})
-    big = make(BIG | {"runs_root": str(tmp_path / "limited")})
-    done = train_under_limit(small, big, tiny_corpus_dir, 80)
-    assert done.returncode == 0, done.stderr
+    for mebibytes in (96, 64, 40, 24):  # what a process has mapped beforehand differs by machine
+        big = make(BIG | {"runs_root": str(tmp_path / f"limited{mebibytes}")})
+        done = train_under_limit(small, big, tiny_corpus_dir, mebibytes)
+        assert done.returncode == 0, done.stderr
+        if "out of memory" in done.stderr:
+            break
     assert "out of memory; again with 8192 tokens a pass" in done.stderr
     record = read_record(run_directory(big))
     passes = int(record.hardware["micro_batch_tokens"])
