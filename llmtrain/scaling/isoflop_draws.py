@@ -53,7 +53,7 @@ def bootstrap_isoflop(
             for x in (N, D)
         ]
     else:
-        minima = [_redrawn_minima(x, loss, own, rng, n_draws) for x in (N, D)]
+        minima = _redrawn_minima((N, D), loss, own, rng, n_draws)
     return draw_lines(np.broadcast_to(log_c, shape), minima[0], minima[1])
 
 
@@ -71,9 +71,22 @@ def _weighted_minima(x: Array, loss: Array, weights: Array) -> Array:
 
 
 def _redrawn_minima(
-    x: Array, loss: Array, budgets: list[Rows], rng: np.random.Generator, n_draws: int
-) -> Array:
-    """Return ln x of the parabolas' minima, shape (n_draws, budgets); NaN without curvature."""
+    axes: tuple[Array, Array],
+    loss: Array,
+    budgets: list[Rows],
+    rng: np.random.Generator,
+    n_draws: int,
+) -> list[Array]:
+    """Return ln x of the parabolas' minima on both axes, each of shape (n_draws, budgets).
+
+    NaN without curvature. A draw gives a run one new loss, so both axes take the same residuals.
+    """
+    picks = [rng.integers(0, sum(map(np.sum, budgets)), (n_draws, own.sum())) for own in budgets]
+    return [_minima_of(x, loss, budgets, picks) for x in axes]
+
+
+def _minima_of(x: Array, loss: Array, budgets: list[Rows], picks: list[NDArray[np.int64]]) -> Array:
+    """Return ln x of the minima with the residuals `picks` (n_draws, n) of the pool per budget."""
     parts, pool = [], []
     for rows in budgets:
         u = np.log(x[rows])
@@ -87,9 +100,8 @@ def _redrawn_minima(
     residuals = np.concatenate(pool)
     residuals -= residuals.mean()
     columns = []
-    for centre, coefficients, solve in parts:
-        noise = rng.choice(residuals, size=(n_draws, solve.shape[1]))
-        p, q, _ = (coefficients + noise @ solve.T).T
+    for (centre, coefficients, solve), own in zip(parts, picks, strict=True):
+        p, q, _ = (coefficients + residuals[own] @ solve.T).T
         with np.errstate(divide="ignore", invalid="ignore"):
             columns.append(np.where(p > 0, centre - q / (2.0 * p), np.nan))
     return np.stack(columns, axis=1)
@@ -149,8 +161,8 @@ def draw_noise(
     minima = np.full((2, n_draws, len(rows)), np.nan)
     step = np.empty((2, len(rows)))
     for k, (own, pair) in enumerate(zip(rows, means, strict=True)):
+        shaken = scale[own, None] * rng.standard_normal((own.sum(), n_draws))
         for axis, (x, (log_x, log_loss)) in enumerate(zip((N, D), pair, strict=True)):
-            shaken = scale[own, None] * rng.standard_normal((own.sum(), n_draws))
             at = np.searchsorted(log_x, np.log(x[own]))
             noise = np.zeros((len(log_x), n_draws))
             np.add.at(noise, at, shaken / np.bincount(at)[at, None])
