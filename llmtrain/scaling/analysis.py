@@ -224,7 +224,7 @@ def _variations(group: GroupAnalysis) -> list[Variation]:
     isoflop = group.estimate("approach2")
     plain = isoflop if isoflop.status == "accepted" else None
     stand = dict.fromkeys(e for e in (group.main, plain, group.surface) if e is not None)
-    return vary(list(stand), group.runs, group.cost, group.target_flops)
+    return vary(list(stand), group.runs, group.outliers, group.cost, group.target_flops)
 
 
 def _findings(group: GroupAnalysis, largest: float) -> list[Finding]:

@@ -116,7 +116,8 @@ def estimate_all(
     if (outliers & np.isfinite(finals.budget)).any():
         clean = finals.take(~outliers)
         n_clean = int(np.isfinite(clean.budget).sum())
-        found.append(attempt("approach2_robust", lambda: _isoflop(config, clean), cost, n_clean))
+        robust = partial(_isoflop, config, clean, "approach2_robust")
+        found.append(attempt("approach2_robust", robust, cost, n_clean))
     bias = None
     if law is not None and isinstance(plain.fit, IsoflopFit):
         try:
@@ -167,9 +168,11 @@ def _from_curves(
     ]
 
 
-def _isoflop(config: AnalyzeConfig, runs: Runs) -> tuple[Fit, PowerDraws, str]:
+def _isoflop(
+    config: AnalyzeConfig, runs: Runs, name: str = "approach2"
+) -> tuple[Fit, PowerDraws, str]:
     columns = (runs.params, runs.tokens, runs.loss, runs.budget)
-    fit = fit_isoflop(*columns)
+    fit = fit_isoflop(*columns, name=name)
     draws = bootstrap_isoflop(
         fit, *columns, unit=config.unit, n_draws=config.bootstrap, seed=config.seed
     )
