@@ -24,6 +24,7 @@ def bootstrap_isoflop(
     D: Array,
     loss: Array,
     budget: Array,
+    lineage: NDArray[np.generic],
     *,
     unit: Unit,
     n_draws: int,
@@ -34,7 +35,8 @@ def bootstrap_isoflop(
     A grid is a design, not a sample, so the sizes stay and the residuals of the parabolas are drawn
     anew: as shares of the fitted loss, each over sqrt(1 - leverage), pooled over the budgets. In
     nats the pool would give the large budgets the noise of the small ones. `budget` resamples the
-    curves, `run` and `model` the rows, which loses the arms of a curve of few sizes.
+    curves, `run` and `model` the rows (those of one `lineage` or size together), which loses the
+    arms of a curve of few sizes.
     """
     rng = np.random.default_rng(seed)
     curves = fit.used
@@ -46,8 +48,7 @@ def bootstrap_isoflop(
         return draw_lines(log_c[picked], x[picked, 0], x[picked, 1])
     own = [budget == curve.budget for curve in curves]
     if unit in ("run", "model"):
-        units = N if unit == "model" else np.arange(len(N))
-        weights = draw_weights(units, n_draws, seed)
+        weights = draw_weights(N if unit == "model" else lineage, n_draws, seed)
         minima = [
             np.stack([_weighted_minima(x[k], loss[k], weights[:, k]) for k in own], axis=1)
             for x in (N, D)
