@@ -7,7 +7,7 @@ import numpy as np
 
 from llmtrain.scaling.binning import assign_budgets, drop_duplicates
 from llmtrain.scaling.bootstrap import LawDraws
-from llmtrain.scaling.compare import Side, compute_multiplier
+from llmtrain.scaling.compare import Side, comparison_notes, compute_multiplier
 from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.cost import fit_cost
 from llmtrain.scaling.design import NextRun, next_runs
@@ -41,7 +41,6 @@ from llmtrain.scaling.profile import profile_exponent
 from llmtrain.scaling.results import Analysis, GroupAnalysis
 from llmtrain.scaling.runs import Runs
 from llmtrain.scaling.sensitivity import check_sensitivity
-from llmtrain.scaling.texts import loss_scale
 from llmtrain.scaling.training_curves import TrainingCurves, curves_of
 from llmtrain.scaling.trunks import branch_costs, can_branch
 from llmtrain.scaling.variations import Variation, vary
@@ -77,7 +76,7 @@ def compare_with(analysis: Analysis, base: Side) -> Analysis:
         budgets if len(budgets) else np.geomspace(group.runs.flops.min(), group.runs.flops.max(), 4)
     )
     found = compute_multiplier(base, own, np.append(flops, group.target_flops))
-    _, notes = loss_scale(base.texts, own.texts)
+    notes = comparison_notes(base, own)
     return replace(analysis, multipliers=tuple(found), multiplier_notes=notes)
 
 
@@ -224,7 +223,7 @@ def _variations(group: GroupAnalysis) -> list[Variation]:
     isoflop = group.estimate("approach2")
     plain = isoflop if isoflop.status == "accepted" else None
     stand = dict.fromkeys(e for e in (group.main, plain, group.surface) if e is not None)
-    return vary(list(stand), group.runs, group.cost, group.target_flops)
+    return vary(list(stand), group.runs, group.outliers, group.cost, group.target_flops)
 
 
 def _findings(group: GroupAnalysis, largest: float) -> list[Finding]:

@@ -84,6 +84,7 @@ def find_law(config: PredictConfig) -> AnyLaw:
         if not path.is_file():
             raise ConfigError(f"law={config.law} does not exist; name a law.json or a printed law")
         saved = read_law(path, fit=config.fit, group=config.group, surface=True)
+        by = saved.verdict
         return AnyLaw(
             name=saved.name,
             source=saved.source,
@@ -95,7 +96,9 @@ def find_law(config: PredictConfig) -> AnyLaw:
             cost=saved.cost,
             draws=saved.draws,
             largest_flops=saved.largest_flops,
-            warning="",
+            warning=""
+            if by == saved.name
+            else f"the report's verdict is by {by}: fit={by} gives it",
         )
     found = published_law(config.law)
     return AnyLaw(

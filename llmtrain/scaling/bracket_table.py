@@ -1,5 +1,7 @@
 """The rate bracket for readers."""
 
+import math
+
 from llmtrain.scaling.lr_bracket import RateBracket
 from llmtrain.scaling.wording import Table, count, flops, span
 
@@ -11,7 +13,7 @@ def bracket_table(bracket: RateBracket | None) -> Table | None:
     factors = sorted({factor for cell in bracket.cells for factor in cell.factors})
     rows = [
         (
-            flops(cell.budget),
+            flops(cell.budget) if math.isfinite(cell.budget) else "–",
             f"w{cell.d_model}d{cell.n_layers}",
             count(cell.params),
             *(
@@ -41,4 +43,5 @@ def bracket_line(bracket: RateBracket) -> str:
         f"rates {bracket.a_best:.4f}: a moves by {bracket.a_best - bracket.a:+.4f} "
         f"{span(bracket.a_shift_interval)}, N_opt at the largest budget by a factor "
         f"{bracket.optimum_shift:.3f} {span(bracket.optimum_shift_interval)} (90 %)."
+        + (f" {bracket.note}." if bracket.note else "")
     )

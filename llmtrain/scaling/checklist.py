@@ -96,9 +96,17 @@ def _collection(group: GroupAnalysis) -> tuple[tuple[str, str, str], ...]:
         ("collection", "metric", "validation loss, nats per token"),
         ("collection", "evaluated on", evaluated),
         ("collection", "smoothing", "none"),
-        ("collection", "FLOPs spent", flops(float(runs.flops.sum()))),
+        ("collection", "FLOPs spent", flops(_spent(runs))),
         ("collection", "data hash", runs.sha256[:16]),
     )
+
+
+def _spent(runs: Runs) -> float:
+    """Return the FLOPs the runs executed themselves: of branches of one trunk, its part once."""
+    if not runs.records:
+        return float(runs.flops.sum())
+    shares = [r.flops_spent / r.flops[r.flops_convention] for r in runs.records]
+    return float(runs.flops @ np.array(shares))
 
 
 def _claims(group: GroupAnalysis) -> tuple[tuple[str, str, str], ...]:

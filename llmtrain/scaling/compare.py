@@ -7,7 +7,7 @@ import numpy as np
 from llmtrain.scaling.bootstrap import Interval, LawDraws, interval
 from llmtrain.scaling.cost import CostModel
 from llmtrain.scaling.law import Array, LossLaw
-from llmtrain.scaling.texts import NO_TEXTS, Texts, loss_scale
+from llmtrain.scaling.texts import NO_TEXTS, UNDECLARED, Texts, loss_scale
 from llmtrain.spec.errors import FitRefusedError
 
 
@@ -71,6 +71,17 @@ def compute_multiplier(base: Side, other: Side, flops: Array) -> list[Multiplier
         bounds = interval(values) if np.isfinite(values).mean() > 0.95 else None
         found.append(Multiplier(flops=float(C), loss=loss, value=value, interval=bounds))
     return found
+
+
+def comparison_notes(base: Side, other: Side) -> tuple[str, ...]:
+    """Return what a reader of the multipliers must know: what was converted or not declared."""
+    _, notes = loss_scale(base.texts, other.texts)
+    counts = {"parameters": base.params, "FLOPs": base.flops}
+    silent = [what for what, count in counts.items() if count == UNDECLARED]
+    if silent:
+        what = " and ".join(silent)
+        notes += (f"taken to be counted alike, since neither declares how: {what}",)
+    return notes
 
 
 def flops_to_reach(law: LossLaw, cost: CostModel, loss: float) -> float:

@@ -25,6 +25,7 @@ from llmtrain.scaling.estimate import Estimate, Fit, attempt
 from llmtrain.scaling.forecast import seed_noise
 from llmtrain.scaling.interaction import fit_interaction
 from llmtrain.scaling.isoflop import (
+    MIN_BUDGETS,
     IsoflopFit,
     ReadOut,
     fit_isoflop,
@@ -95,7 +96,7 @@ def estimate_all(
     A method that refuses becomes an estimate with the reason. Training curves enter Approach 1
     only: their points have not seen the end of their schedule.
     """
-    found = [attempt("approach1_hull", lambda: _hull(config, rows), cost, len(rows))]
+    found = [attempt("approach1_hull", lambda: _hull(config, rows, finals), cost, len(rows))]
     if training is not None:
         found += _from_curves(config, training, finals, cost)
     surfaces = [
@@ -116,7 +117,8 @@ def estimate_all(
     if (outliers & np.isfinite(finals.budget)).any():
         clean = finals.take(~outliers)
         n_clean = int(np.isfinite(clean.budget).sum())
-        found.append(attempt("approach2_robust", lambda: _isoflop(config, clean), cost, n_clean))
+        robust = partial(_isoflop, config, clean, "approach2_robust")
+        found.append(attempt("approach2_robust", robust, cost, n_clean))
     bias = None
     if law is not None and isinstance(plain.fit, IsoflopFit):
         try:
@@ -131,10 +133,14 @@ def estimate_all(
     return Estimates(methods=(*found, *surfaces), outliers=outliers, bias=bias)
 
 
-def _hull(config: AnalyzeConfig, rows: Runs) -> tuple[Fit, PowerDraws, str]:
+def _hull(config: AnalyzeConfig, rows: Runs, finals: Runs) -> tuple[Fit, PowerDraws, str]:
     columns = (rows.params, rows.tokens, flops_of_curve(rows), rows.loss)
     fit = fit_envelope(*columns)
-    own = draw_weights(_units(config, rows), min(config.bootstrap, 1000), config.seed)
+    # Only the last rows of the runs were assigned to curves.
+    assigned = dict(zip(finals.run_id.tolist(), finals.budget.tolist(), strict=True))
+    known = zip(rows.run_id.tolist(), rows.budget.tolist(), strict=True)
+    on_curves = replace(rows, budget=np.array([assigned.get(name, own) for name, own in known]))
+    own = draw_weights(_units(config, on_curves), min(config.bootstrap, 1000), config.seed)
     reason = refuse_exponents(fit.a, fit.b) or refuse_no_choice(fit.rows, *columns[:3])
     return fit, bootstrap_envelope(*columns, own), reason
 
@@ -167,11 +173,18 @@ def _from_curves(
     ]
 
 
-def _isoflop(config: AnalyzeConfig, runs: Runs) -> tuple[Fit, PowerDraws, str]:
+def _isoflop(
+    config: AnalyzeConfig, runs: Runs, name: str = "approach2"
+) -> tuple[Fit, PowerDraws, str]:
     columns = (runs.params, runs.tokens, runs.loss, runs.budget)
-    fit = fit_isoflop(*columns)
+    fit = fit_isoflop(*columns, name=name)
     draws = bootstrap_isoflop(
-        fit, *columns, unit=config.unit, n_draws=config.bootstrap, seed=config.seed
+        fit,
+        *columns,
+        runs.lineage,
+        unit=config.unit,
+        n_draws=config.bootstrap,
+        seed=config.seed,
     )
     return fit, draws, ""
 
@@ -267,7 +280,19 @@ def flops_of_curve(runs: Runs) -> Array:
 
 
 def _units(config: AnalyzeConfig, runs: Runs) -> Array:
-    """Return a label per row: what a draw keeps together."""
-    columns = {"model": runs.params, "budget": runs.budget}
-    _, labels = np.unique(columns.get(config.unit, runs.lineage), return_inverse=True)
+    """Return a label per row: what a draw keeps together.
+
+    A row of no budget keeps to its lineage. Raises FitRefusedError for fewer than three budgets.
+    """
+    labels = np.unique(runs.lineage, return_inverse=True)[1]
+    if config.unit == "model":
+        labels = np.unique(runs.params, return_inverse=True)[1]
+    if config.unit == "budget":
+        # Lineages count down from 0, and budgets are above it.
+        units = np.where(np.isfinite(runs.budget), runs.budget, -labels)
+        names, labels = np.unique(units, return_inverse=True)
+        if len(names) < MIN_BUDGETS:
+            raise FitRefusedError(
+                f"unit=budget has {len(names)} budgets to draw, needs {MIN_BUDGETS}; set unit=run"
+            )
     return np.asarray(labels, dtype=np.float64)

@@ -24,6 +24,7 @@ def bootstrap_isoflop(
     D: Array,
     loss: Array,
     budget: Array,
+    lineage: NDArray[np.generic],
     *,
     unit: Unit,
     n_draws: int,
@@ -34,7 +35,8 @@ def bootstrap_isoflop(
     A grid is a design, not a sample, so the sizes stay and the residuals of the parabolas are drawn
     anew: as shares of the fitted loss, each over sqrt(1 - leverage), pooled over the budgets. In
     nats the pool would give the large budgets the noise of the small ones. `budget` resamples the
-    curves, `run` and `model` the rows, which loses the arms of a curve of few sizes.
+    curves, `run` and `model` the rows (those of one `lineage` or size together), which loses the
+    arms of a curve of few sizes.
     """
     rng = np.random.default_rng(seed)
     curves = fit.used
@@ -46,14 +48,13 @@ def bootstrap_isoflop(
         return draw_lines(log_c[picked], x[picked, 0], x[picked, 1])
     own = [budget == curve.budget for curve in curves]
     if unit in ("run", "model"):
-        units = N if unit == "model" else np.arange(len(N))
-        weights = draw_weights(units, n_draws, seed)
+        weights = draw_weights(N if unit == "model" else lineage, n_draws, seed)
         minima = [
             np.stack([_weighted_minima(x[k], loss[k], weights[:, k]) for k in own], axis=1)
             for x in (N, D)
         ]
     else:
-        minima = [_redrawn_minima(x, loss, own, rng, n_draws) for x in (N, D)]
+        minima = _redrawn_minima((N, D), loss, own, rng, n_draws)
     return draw_lines(np.broadcast_to(log_c, shape), minima[0], minima[1])
 
 
@@ -71,9 +72,22 @@ def _weighted_minima(x: Array, loss: Array, weights: Array) -> Array:
 
 
 def _redrawn_minima(
-    x: Array, loss: Array, budgets: list[Rows], rng: np.random.Generator, n_draws: int
-) -> Array:
-    """Return ln x of the parabolas' minima, shape (n_draws, budgets); NaN without curvature."""
+    axes: tuple[Array, Array],
+    loss: Array,
+    budgets: list[Rows],
+    rng: np.random.Generator,
+    n_draws: int,
+) -> list[Array]:
+    """Return ln x of the parabolas' minima on both axes, each of shape (n_draws, budgets).
+
+    NaN without curvature. A draw gives a run one new loss, so both axes take the same residuals.
+    """
+    picks = [rng.integers(0, sum(map(np.sum, budgets)), (n_draws, own.sum())) for own in budgets]
+    return [_minima_of(x, loss, budgets, picks) for x in axes]
+
+
+def _minima_of(x: Array, loss: Array, budgets: list[Rows], picks: list[NDArray[np.int64]]) -> Array:
+    """Return ln x of the minima with the residuals `picks` (n_draws, n) of the pool per budget."""
     parts, pool = [], []
     for rows in budgets:
         u = np.log(x[rows])
@@ -87,9 +101,8 @@ def _redrawn_minima(
     residuals = np.concatenate(pool)
     residuals -= residuals.mean()
     columns = []
-    for centre, coefficients, solve in parts:
-        noise = rng.choice(residuals, size=(n_draws, solve.shape[1]))
-        p, q, _ = (coefficients + noise @ solve.T).T
+    for (centre, coefficients, solve), own in zip(parts, picks, strict=True):
+        p, q, _ = (coefficients + residuals[own] @ solve.T).T
         with np.errstate(divide="ignore", invalid="ignore"):
             columns.append(np.where(p > 0, centre - q / (2.0 * p), np.nan))
     return np.stack(columns, axis=1)
@@ -149,8 +162,8 @@ def draw_noise(
     minima = np.full((2, n_draws, len(rows)), np.nan)
     step = np.empty((2, len(rows)))
     for k, (own, pair) in enumerate(zip(rows, means, strict=True)):
+        shaken = scale[own, None] * rng.standard_normal((own.sum(), n_draws))
         for axis, (x, (log_x, log_loss)) in enumerate(zip((N, D), pair, strict=True)):
-            shaken = scale[own, None] * rng.standard_normal((own.sum(), n_draws))
             at = np.searchsorted(log_x, np.log(x[own]))
             noise = np.zeros((len(log_x), n_draws))
             np.add.at(noise, at, shaken / np.bincount(at)[at, None])

@@ -43,6 +43,8 @@ class SavedLaw:
     cost: CostModel
     draws: LawDraws | PowerDraws
     largest_flops: float
+    verdict: str
+    """Name of the fit that the report's verdict is by."""
 
 
 def law_document(analysis: Analysis, command: str) -> dict[str, Any]:
@@ -251,4 +253,5 @@ def _saved(path: Path, document: dict[str, Any], group: dict[str, Any], name: st
         cost=CostModel(**group["cost"]),
         draws=draws,
         largest_flops=group["largest_flops"],
+        verdict=group["recommended"]["exponents"] or name,
     )

@@ -62,7 +62,7 @@ class RateBracket:
     """N_opt at the largest budget with the best-rate losses over that at the recipe's."""
     optimum_shift_interval: Interval | None
     note: str
-    """Why there is no refit; empty where there is one."""
+    """Why there is no refit, or which cells are not in it; empty where all are."""
 
 
 def split_rates(runs: Runs) -> tuple[Runs, Runs | None]:
@@ -101,6 +101,7 @@ def repeated_rates(runs: Runs) -> int:
 def fit_bracket(base: Runs, bracket: Runs, n_draws: int, seed: int) -> RateBracket:
     """Return the best rates, and Approach 2 refitted with the losses at them.
 
+    A cell's budget is that of its runs in `base`; one in no IsoFLOP curve is left out of the refit.
     The interval redraws every loss with the scatter of the runs about their parabolas.
     """
     factors = bracket.lr_multiplier
@@ -109,6 +110,7 @@ def fit_bracket(base: Runs, bracket: Runs, n_draws: int, seed: int) -> RateBrack
     finite = unit[np.isfinite(unit)]
     own = float(finite[0]) if len(finite) else float(values[n_runs.argmax()])
     x = np.log(factors / own)
+    bracket = _on_curves(bracket, base)
     members = _members(bracket, x)
     cells = tuple(_rate_cell(bracket, x, rows) for rows in members)
     nothing = RateBracket(
@@ -120,10 +122,12 @@ def fit_bracket(base: Runs, bracket: Runs, n_draws: int, seed: int) -> RateBrack
         optimum_shift_interval=None,
         note="",
     )
-    if len(cells) < MIN_CELLS:
-        return replace(
-            nothing, note=f"{len(cells)} cells with {MIN_RATES} rates, needs {MIN_CELLS}"
-        )
+    members = [own for own in members if np.isfinite(bracket.budget[own]).all()]
+    n_off = len(cells) - len(members)
+    off = f"{n_off} cells in no IsoFLOP curve are not in it" if n_off else ""
+    if len(members) < MIN_CELLS:
+        note = f"{len(members)} cells with {MIN_RATES} rates, needs {MIN_CELLS}"
+        return replace(nothing, note=f"{note}; {off}" if off else note)
     try:
         columns = Cells(
             params=base.params, tokens=base.tokens, flops=base.flops, budget=base.budget
@@ -137,6 +141,7 @@ def fit_bracket(base: Runs, bracket: Runs, n_draws: int, seed: int) -> RateBrack
     ratio = _ratio(before, after, top)
     return replace(
         nothing,
+        note=off,
         a=before.a,
         a_best=after.a,
         a_shift_interval=_about(after.a - before.a, shifts[:, 0]),
@@ -147,8 +152,19 @@ def fit_bracket(base: Runs, bracket: Runs, n_draws: int, seed: int) -> RateBrack
 
 def _cells_of(runs: Runs) -> NDArray[np.int64]:
     """Return a number per row: which shape at which budget and token count it is."""
-    keys = np.stack([runs.flops, runs.tokens, runs.d_model, runs.n_layers], axis=1)
-    return np.unique(keys, axis=0, return_inverse=True)[1].ravel()
+    return np.unique(_keys(runs), axis=0, return_inverse=True)[1].ravel()
+
+
+def _keys(runs: Runs) -> Array:
+    return np.stack([runs.flops, runs.tokens, runs.d_model, runs.n_layers], axis=1)
+
+
+def _on_curves(bracket: Runs, base: Runs) -> Runs:
+    """Return the bracket with its cells on the curves that `base` has them on."""
+    keys = map(tuple, _keys(base).tolist())
+    assigned = dict(zip(keys, base.budget.tolist(), strict=True))
+    pairs = zip(map(tuple, _keys(bracket).tolist()), bracket.budget.tolist(), strict=True)
+    return replace(bracket, budget=np.array([assigned.get(key, own) for key, own in pairs]))
 
 
 def _members(bracket: Runs, x: Array) -> list[NDArray[np.bool_]]:

@@ -117,10 +117,14 @@ class Runs:
 
     def counted_as(self, convention: str) -> "Runs":
         """Return the same rows with `params` under another convention they are counted in."""
+        given = self.conventions
+        flops = given.flops
+        if given.flops_imputed and convention != given.params:
+            flops = "6ND of the given parameters"
         return dataclasses.replace(
             self,
             params=self.counts[convention],
-            conventions=dataclasses.replace(self.conventions, params=convention),
+            conventions=dataclasses.replace(given, params=convention, flops=flops),
         )
 
     @property

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmtrain.scaling.cost import CostModel, fit_cost
 from llmtrain.scaling.estimate import Estimate
@@ -38,11 +39,18 @@ Answer = tuple[float, float]
 """Exponent a, and N at the target."""
 
 
-def vary(estimates: list[Estimate], runs: Runs, cost: CostModel, C: float) -> list[Variation]:
+def vary(
+    estimates: list[Estimate],
+    runs: Runs,
+    outliers: NDArray[np.bool_],
+    cost: CostModel,
+    C: float,
+) -> list[Variation]:
     """Return each of the accepted `estimates` as it stands, then under every other choice.
 
     N as the runs count it otherwise for Approach 2 and surfaces; C otherwise, other Huber corners
-    and residuals of L for surfaces alone: runs of one budget differ in another count of C.
+    and residuals of L for surfaces alone: runs of one budget differ in another count of C. The row
+    without `outliers`, a mask of `runs`, is refitted without them.
     """
     found = []
     for estimate in estimates:
@@ -50,7 +58,8 @@ def vary(estimates: list[Estimate], runs: Runs, cost: CostModel, C: float) -> li
         if isinstance(fit, ParametricFit):
             choices = _of_surface(fit, runs, cost, C)
         elif isinstance(fit, IsoflopFit):
-            choices = _of_isoflop(fit, runs, C)
+            own = runs.take(~outliers) if fit.name == "approach2_robust" else runs
+            choices = _of_isoflop(fit, own, C)
         else:
             continue
         found += [_answer(estimate.title, change, method) for change, method in choices.items()]
@@ -74,7 +83,7 @@ def _of_isoflop(fit: IsoflopFit, runs: Runs, C: float) -> dict[str, Callable[[],
         return read(fit_isoflop(other.params, other.tokens, other.loss, other.budget))
 
     choices: dict[str, Callable[[], Answer]] = {AS_IT_STANDS: lambda: read(fit)}
-    if fit.name == "approach2":
+    if fit.name in ("approach2", "approach2_robust"):
         choices |= {
             f"N: {name}": partial(again, name) for name in _others(runs.counts, runs.params)
         }

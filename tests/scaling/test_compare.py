@@ -12,7 +12,7 @@ import pytest
 
 from llmtrain.scaling.analysis import analyze, compare_with
 from llmtrain.scaling.bootstrap import bootstrap_parametric, draw_weights
-from llmtrain.scaling.compare import Side, compute_multiplier
+from llmtrain.scaling.compare import Side, comparison_notes, compute_multiplier
 from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.cost import SIX_N_D
 from llmtrain.scaling.law import LossLaw
@@ -174,3 +174,18 @@ def test_what_is_not_declared_is_said_to_be_taken_for_granted() -> None:
     assert scale == 1.0
     assert "taken to be the same" in notes[0]
     assert "tokenizer" in notes[0]
+
+
+def test_counts_that_neither_declares_are_said_to_be_taken_for_granted() -> None:
+    side = noisy_side(CHIN, 0, FitOptions(delta=np.inf))
+    assert not any("parameters" in note for note in comparison_notes(side, side))
+    silent = dataclasses.replace(side, params="undeclared", flops="undeclared")
+    assert "parameters and FLOPs" in comparison_notes(silent, silent)[-1]
+
+
+def test_imputed_flops_keep_the_parameters_they_were_counted_with(planted_sweep: Sweep) -> None:
+    runs = load_runs(planted_sweep())
+    given = dataclasses.replace(runs.conventions, flops="6ND", flops_imputed=True)
+    runs = dataclasses.replace(runs, conventions=given)
+    assert runs.counted_as("total").conventions.flops == "6ND of the given parameters"
+    assert runs.counted_as(given.params).conventions.flops == "6ND"

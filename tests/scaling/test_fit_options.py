@@ -1,5 +1,6 @@
 """Options of the surface fits: tied exponents, a given floor, a term in N and D together."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from llmtrain.scaling.analysis import analyze
 from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.cost import SIX_N_D
 from llmtrain.scaling.estimate import Estimate
+from llmtrain.scaling.estimators import _isoflop, _units
 from llmtrain.scaling.interaction import fit_interaction
 from llmtrain.scaling.law import Array, LossLaw
 from llmtrain.scaling.load import load_runs
 from llmtrain.scaling.parametric import FitOptions, ParametricFit, fit_parametric
 from llmtrain.scaling.results import GroupAnalysis
 from llmtrain.spec.errors import ConfigError, FitRefusedError
+from llmtrain.spec.record import RunRecord
 
 LAW = LossLaw(E=1.7, A=400.0, B=900.0, alpha=0.34, beta=0.33)
 SQUARES = FitOptions(delta=np.inf)
@@ -113,3 +116,58 @@ def test_interaction_is_a_row_with_its_certificate_and_says_what_the_runs_ask_fo
         assert "do not ask for" in message
     with pytest.raises(ConfigError, match="leave tie and floor out"):
         analyze_config(interaction=True, tie=True)
+
+
+def test_budgets_that_a_table_does_not_give_are_units_as_assigned(
+    tmp_path: Path, analyze_config: Callable[..., AnalyzeConfig]
+) -> None:
+    """The hull's draws resample the curves found in the FLOPs, as they do a budget column's."""
+    rng = np.random.default_rng(0)
+    lines = {False: ["params,tokens,flops,loss"], True: ["params,tokens,flops,loss,budget"]}
+    for C in np.geomspace(1e17, 1e20, 6):
+        for n in LAW.n_opt(C) * np.geomspace(0.2, 5.0, 7):
+            loss = LAW.loss(n, C / 6 / n) * np.exp(0.02 * rng.standard_normal())
+            row = f"{n},{C / 6 / n},{C},{loss}"
+            lines[False].append(row)
+            lines[True].append(f"{row},{C}")
+    bounds = []
+    for given, rows in lines.items():
+        path = tmp_path / f"{given}.csv"
+        path.write_text("\n".join(rows), encoding="utf-8")
+        (group,) = analyze(analyze_config(unit="budget", bootstrap=60), load_runs(path)).groups
+        bounds.append(group.estimate("approach1_hull").a_interval)
+    assert bounds[0] == bounds[1]
+    assert bounds[0] is not None
+    assert bounds[0].high - bounds[0].low > 0.001
+
+
+def test_rows_of_no_budget_are_units_of_their_own(
+    planted_sweep: Callable[..., Path], analyze_config: Callable[..., AnalyzeConfig]
+) -> None:
+    runs = load_runs(planted_sweep())
+    alone = dataclasses.replace(runs, budget=np.where(runs.budget < 2e11, np.nan, runs.budget))
+    units = _units(analyze_config(unit="budget"), alone)
+    assert len(np.unique(units)) == 9 + 3
+
+
+def test_two_budgets_are_too_few_to_draw(
+    planted_sweep: Callable[..., Path], analyze_config: Callable[..., AnalyzeConfig]
+) -> None:
+    runs = load_runs(planted_sweep((1e11, 1e12)))
+    with pytest.raises(FitRefusedError, match="unit=budget has 2 budgets"):
+        analyze(analyze_config(unit="budget", bootstrap=20), runs)
+
+
+def test_branches_of_a_trunk_are_resampled_together(
+    planted_sweep: Callable[..., Path], analyze_config: Callable[..., AnalyzeConfig]
+) -> None:
+    """A trunk per shape: to draw runs is to draw shapes."""
+
+    def branch(record: RunRecord) -> RunRecord:
+        return dataclasses.replace(record, trunk=f"{record.params['no_input_embedding']:09d}")
+
+    runs = load_runs(planted_sweep(change=branch))
+    drawn = [
+        _isoflop(analyze_config(unit=unit, bootstrap=40), runs)[1].a for unit in ("run", "model")
+    ]
+    assert np.array_equal(*drawn, equal_nan=True)

@@ -136,7 +136,9 @@ def test_nine_in_ten_of_400_intervals_of_the_parabolas_cover(
     for draw, loss in enumerate(families(N, D, 0.004, growth)):
         columns = (N, D, loss, np.repeat(C, points * seeds))
         fit = fit_isoflop(*columns)
-        found = bootstrap_isoflop(fit, *columns, unit="auto", n_draws=DRAWS, seed=draw)
+        found = bootstrap_isoflop(
+            fit, *columns, np.arange(len(N)), unit="auto", n_draws=DRAWS, seed=draw
+        )
         hits += covered(found.a)
     assert 0.85 <= hits / 400 <= 0.95
 
@@ -200,7 +202,13 @@ def test_resampled_rows_widen_the_parabolas_interval(isoflop_grid: Grid) -> None
     columns = (N, D, families(N, D, 0.004)[0], np.repeat(np.geomspace(1e17, 1e20, 5), 9))
     fit = fit_isoflop(*columns)
     sd = {
-        unit: float(np.std(bootstrap_isoflop(fit, *columns, unit=unit, n_draws=400, seed=0).a))
+        unit: float(
+            np.std(
+                bootstrap_isoflop(
+                    fit, *columns, np.arange(len(N)), unit=unit, n_draws=400, seed=0
+                ).a
+            )
+        )
         for unit in UNITS
     }
     assert sd["auto"] == sd["residual"]
@@ -238,3 +246,23 @@ def test_local_minima_of_all_draws_are_those_of_the_local_parabola(points: int) 
             assert float(np.exp(log_x)) == pytest.approx(vertex.x, rel=1e-9)
         else:
             assert vertex.status != "used"
+
+
+def test_at_6nd_a_draw_moves_n_and_d_by_the_same_factor_in_turn(isoflop_grid: Grid) -> None:
+    """C = 6ND: what a noisy loss adds to ln N_opt it takes from ln D_opt, so a + b stays 1."""
+    C = np.geomspace(1e17, 1e20, 5)
+    N, D = isoflop_grid(CHIN, C, 6.0, 9)
+    columns = (N, D, families(N, D, 0.002)[0], np.repeat(C, 9))
+    drawn = [
+        bootstrap_isoflop(
+            fit_isoflop(*columns), *columns, np.arange(len(N)), unit="auto", n_draws=200, seed=0
+        ),
+        *(
+            draw_noise(
+                fit_isoflop(*columns, read=read), columns, minima, sd=0.004, n_draws=200, seed=0
+            )[1]
+            for read, minima in READ_OUTS.values()
+        ),
+    ]
+    for draws in drawn:
+        assert np.corrcoef(draws.a, draws.b)[0, 1] < -0.99

@@ -116,3 +116,26 @@ def test_too_few_cells_give_rates_but_no_refit(records):
     assert len(found.cells) == 2
     assert found.a is None
     assert "2 cells with 3 rates, needs 3" in bracket_line(found)
+
+
+def test_budgets_are_assigned_where_tokens_were_asked_for(analyze_config, records):
+    planned = records((0.2, 1.0, 5.0))
+    asked = [dataclasses.replace(record, flops_budget=None) for record in planned]
+    found, expected = (
+        analyze(analyze_config(bootstrap=20), table(own)).groups[0].rates
+        for own in (asked, planned)
+    )
+    assert found.a_best - found.a == pytest.approx(expected.a_best - expected.a, abs=1e-4)
+    assert found.optimum_shift == pytest.approx(expected.optimum_shift, rel=1e-3)
+    assert found.note == ""
+
+
+def test_a_cell_in_no_curve_has_its_rates_and_is_not_in_the_refit(records):
+    base, several = split_rates(table(records((0.2, 1.0, 5.0))))
+    cell = base.run_id == "w24d1-1e+11-s0-x1"
+    base = dataclasses.replace(base, budget=np.where(cell, np.nan, base.budget))
+    found = fit_bracket(base, several, n_draws=20, seed=0)
+    assert len(found.cells) == 12
+    assert found.a_best is not None
+    assert "1 cells in no IsoFLOP curve are not in it" in bracket_line(found)
+    assert "–" in [row[0] for row in bracket_table(found).rows]

@@ -162,3 +162,12 @@ def test_tokens_for_a_loss_invert_the_loss_under_repetition(N: float) -> None:
         loss = limited.loss(N, tokens)
         assert limited.tokens_for(N, loss) == pytest.approx(tokens, rel=1e-8)
     assert limited.tokens_for(N, limited.loss(N, 1e13) - 1e-6) == float("inf")
+
+
+def test_an_answer_by_another_fit_than_the_verdicts_says_so(law_json: Path) -> None:
+    (by_surface,) = ask(law=str(law_json), flops=1e13)
+    note = "the report's verdict is by approach2: fit=approach2 gives it"
+    assert note in by_surface.notes
+    question = dataclasses.replace(NOTHING, law=str(law_json), flops=1e13, fit="approach2")
+    (by_verdict,) = predict(question, find_law(question))
+    assert not any("verdict" in own for own in by_verdict.notes)

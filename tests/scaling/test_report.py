@@ -29,7 +29,7 @@ from llmtrain.scaling.results import Analysis
 from llmtrain.scaling.verdict import verdict
 from llmtrain.scaling.wording import count, flops
 from llmtrain.spec.errors import ConfigError, FitRefusedError
-from llmtrain.spec.record import read_record, write_record
+from llmtrain.spec.record import RunRecord, read_record, write_record
 
 Ask = Callable[..., PredictConfig]
 ROOT = Path(__file__).resolve().parents[2]
@@ -265,3 +265,15 @@ def test_numbers_read_as_people_write_them() -> None:
         "812", "1.24k", "72.2B", "1.33T", "1.00T",
     ]  # fmt: skip
     assert [flops(v) for v in (1e18, 5.76e23, 2.2e11)] == ["1e18", "5.76e23", "2.2e11"]
+
+
+def test_flops_spent_on_branches_count_a_trunk_once(
+    planted_sweep: Sweep, analyze_config: Config
+) -> None:
+    def branch(record: RunRecord) -> RunRecord:
+        return dataclasses.replace(record, flops_spent=0.25 * record.flops["full_attention"])
+
+    runs = load_runs(planted_sweep(change=branch))
+    group = analyze(analyze_config(bootstrap=20), runs).groups[0]
+    rows = {item: here for _, item, here in checklist_table(group).rows}
+    assert float(rows["FLOPs spent"]) == pytest.approx(0.25 * runs.flops.sum(), rel=0.005)

@@ -99,3 +99,22 @@ def test_changes_are_told_from_the_headline_in_the_report_and_law_json(analysis:
     assert table.rows[2][3] == f"{other.a - base.a:+.4f}"
     (saved,) = json.loads(json.dumps(law_document(analysis, "")))["groups"]
     assert saved["variations"] == [dataclasses.asdict(own) for own in group.variations]
+
+
+def test_the_headline_without_outliers_is_varied_without_them(
+    planted_sweep: Callable[..., Path], analyze_config: Callable[..., AnalyzeConfig]
+) -> None:
+    def diverged(record: RunRecord) -> RunRecord:
+        spoilt = record.run_id == "w24d1-1e+12-s0"
+        return dataclasses.replace(record, val_loss=record.val_loss * (1.3 if spoilt else 1.0))
+
+    runs = load_runs(planted_sweep(change=diverged))
+    (group,) = analyze(analyze_config(bootstrap=50), runs).groups
+    assert list(group.runs.run_id[group.outliers]) == ["w24d1-1e+12-s0"]
+    assert group.main is not None
+    assert group.main.name == "approach2_robust"
+    found = {(own.fit, own.change): own.a for own in group.variations}
+    kept = group.runs.take(~group.outliers)
+    for title, table in ((group.main.title, kept), (PARABOLAS, group.runs)):
+        line = fit_isoflop(table.counts["total"], table.tokens, table.loss, table.budget)
+        assert found[title, "N: total"] == pytest.approx(line.a, rel=1e-12)
