@@ -5,13 +5,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from llmtrain.scaling.budget_column import FLOPS_RATIO_RANGE
 from llmtrain.scaling.diagnose import Finding
 from llmtrain.scaling.lr_bracket import repeated_rates
 from llmtrain.scaling.runs import Runs
 
 FLOPS_RATIO_SPREAD = 1.5
-FLOPS_RATIO_RANGE = (1 / 30, 30.0)
-"""A median of flops / (6 params tokens) outside is a unit, not a convention."""
 LEAST_PARAMS, LEAST_TOKENS = 2e4, 2e5
 """A table whose largest values lie below counts in thousands, millions or billions."""
 RATIO_RANGE = (1e-2, 1e6)

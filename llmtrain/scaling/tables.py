@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from llmtrain.scaling.budget_column import flops_from_budgets
 from llmtrain.scaling.headers import DECLARED, match_columns
-from llmtrain.scaling.law import FLOPS_PER_PARAM_TOKEN, Array
+from llmtrain.scaling.law import Array
 from llmtrain.scaling.runs import TRAITS, Conventions, Exclusion, Labels, Runs
 from llmtrain.scaling.shapes import AGREE, ShapeCounts, count_shapes, name_count
 from llmtrain.scaling.texts import UNDECLARED, Texts
@@ -157,14 +158,12 @@ class _Table:
         params, tokens = self.numbers("params"), self.numbers("tokens")
         budget = self.optional("budget", strict=True)
         remarks: list[str] = []
-        imputed = "flops" not in self.columns and not np.isfinite(budget).all()
         if "flops" in self.columns:
-            flops = self.numbers("flops")
-        elif imputed:
-            flops = FLOPS_PER_PARAM_TOKEN * params * tokens
+            flops, imputed = self.numbers("flops"), False
         else:
-            flops = budget
-            remarks.append("no flops column: C is the budget column")
+            flops, imputed = flops_from_budgets(self.path, self.lines, params, tokens, budget)
+            if not imputed:
+                remarks.append("no flops column: C is the budget column")
         shapes = count_shapes(self.rows, self.columns)
         counted = self.declared("params_convention", options.params_convention)
         costed = "6ND" if imputed else self.declared("flops_convention", options.flops_convention)

@@ -1,0 +1,80 @@
+"""Faults of a table that would give a law of the wrong unit, size or count."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmtrain.scaling.analysis import _next_runs, analyze
+from llmtrain.scaling.budget_column import check_budgets
+from llmtrain.scaling.config import AnalyzeConfig
+from llmtrain.scaling.law import LossLaw
+from llmtrain.scaling.load import load_runs
+from llmtrain.scaling.parametric import ParametricFit
+from llmtrain.scaling.runs import Runs
+from llmtrain.spec.errors import FitRefusedError
+
+Config = Callable[..., AnalyzeConfig]
+LAW = LossLaw(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)
+CELLS = [
+    (float(n), float(c / 6 / n), float(c))
+    for c in np.geomspace(1e18, 1e20, 5)
+    for n in float(LAW.n_opt(c)) * np.geomspace(0.25, 4.0, 9)
+]
+
+
+def read(tmp_path: Path, header: str, rows: list[str]) -> Runs:
+    path = tmp_path / "runs.csv"
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return load_runs(path)
+
+
+def grid(
+    header: str = "", more: Callable[[int, float], str] = lambda i, c: ""
+) -> tuple[str, list[str]]:
+    """A table on the law; `header` and `more` (of row number and FLOPs) add columns."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i, (n, d, c) in enumerate(CELLS):
+        loss = LAW.loss(n, d) * np.exp(1e-3 * rng.standard_normal())
+        rows.append(f"{n},{d},{c},{loss}{more(i, c)}")
+    return f"params,tokens,flops,loss{header}", rows
+
+
+@pytest.mark.parametrize("unit", [1.3, 1e18, 8.64e19])
+def test_budgets_of_another_count_or_unit_than_flops_are_refused(
+    unit: float, tmp_path: Path, analyze_config: Config
+) -> None:
+    runs = read(tmp_path, *grid(",budget", lambda i, c: f",{c / unit}"))
+    words = re.escape(f"row 2: budget {1e18 / unit:g} against flops 1e+18, and 45 rows")
+    with pytest.raises(FitRefusedError, match=words):
+        analyze(analyze_config(bootstrap=50), runs)
+
+
+def test_single_rows_off_their_budget_are_named(tmp_path: Path) -> None:
+    runs = read(tmp_path, *grid(",budget", lambda i, c: f",{c / (1.3 if i == 4 else 1.05)}"))
+    (found,) = check_budgets(runs, 0.1)
+    assert "row 6 (budget 7.69231e+17, flops 1e+18);" in found.message
+
+
+def test_flops_are_6nd_only_where_the_budgets_given_are(tmp_path: Path) -> None:
+    header = "params,tokens,loss,budget"
+    some = read(tmp_path, header, ["1e9,2e10,3,1.2e20", "1e9,3e10,2.9,"])
+    assert some.conventions.flops_imputed
+    assert some.flops.tolist() == [1.2e20, 1.8e20]
+    with pytest.raises(FitRefusedError, match=r"row 2: budget 1.5e\+20 against .* fill the budget"):
+        read(tmp_path, header, ["1e9,2e10,3,1.5e20", "1e9,3e10,2.9,"])
+    with pytest.raises(FitRefusedError, match=r"row 2: budget 120 against 6 .* not PF-days"):
+        read(tmp_path, header, ["1e9,2e10,3,120", "1e9,3e10,2.9,180"])
+
+
+def test_no_candidate_inside_leaves_no_next_run(tmp_path: Path, analyze_config: Config) -> None:
+    (group,) = analyze(analyze_config(bootstrap=20), read(tmp_path, *grid())).groups
+    assert group.surface is not None
+    assert isinstance(group.surface.fit, ParametricFit)
+    assert _next_runs(group, group.surface.fit)
+    tiny = dataclasses.replace(group.runs, budget=group.runs.budget / 1e18)
+    assert _next_runs(dataclasses.replace(group, runs=tiny), group.surface.fit) == ()
