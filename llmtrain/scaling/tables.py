@@ -20,6 +20,8 @@ from llmtrain.spec.errors import ConfigError, FitRefusedError
 
 DONE = ("done", "finished", "completed", "complete", "success")
 YES, NO = ("true", "1", "yes"), ("false", "0", "no")
+UNKNOWN = ("", "nan", "none", "null", "na", "n/a", "-")
+"""Cells of a seed that nobody noted."""
 GIVEN = "as given"
 """Name of a count that nobody names, beside those computed from shapes."""
 
@@ -129,6 +131,18 @@ class _Table:
         pairs = zip(self.rows, default, strict=True)
         return np.array([_text(row, name) or other for row, other in pairs], dtype=np.str_)
 
+    def seeds(self) -> Array:
+        """Return the seeds; those that are text are numbered after the others, in order."""
+        seeds = self.optional("seed")
+        known = seeds[np.isfinite(seeds)]
+        following = math.floor(known.max(initial=-1.0)) + 1
+        numbers: dict[str, float] = {}
+        for i, row in enumerate(self.rows):
+            label = _text(row, "seed")
+            if not math.isfinite(seeds[i]) and label.lower() not in UNKNOWN:
+                seeds[i] = numbers.setdefault(label, float(following + len(numbers)))
+        return seeds
+
     def declared(self, name: str, option: str | None) -> str:
         """Return the one convention that the column or the option names."""
         values = sorted({_text(row, name) for row in self.rows} - {""})
@@ -180,7 +194,7 @@ class _Table:
             flops=flops,
             budget=budget,
             loss=self.numbers("loss"),
-            seed=self.optional("seed"),
+            seed=self.seeds(),
             d_model=self.optional("d_model"),
             n_layers=self.optional("n_layers"),
             trunk=self.labels("trunk", [""] * n),

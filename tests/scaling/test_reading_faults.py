@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llmtrain.scaling.analysis import _next_runs, analyze
+from llmtrain.scaling.binning import drop_duplicates
 from llmtrain.scaling.budget_column import check_budgets
 from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.law import LossLaw
@@ -78,3 +79,19 @@ def test_no_candidate_inside_leaves_no_next_run(tmp_path: Path, analyze_config: 
     assert _next_runs(group, group.surface.fit)
     tiny = dataclasses.replace(group.runs, budget=group.runs.budget / 1e18)
     assert _next_runs(dataclasses.replace(group, runs=tiny), group.surface.fit) == ()
+
+
+def test_seeds_that_are_text_are_replicas(tmp_path: Path) -> None:
+    rows = [f"1e9,2e10,{loss},{seed}" for loss, seed in ((3, "s1"), (3.1, "s2"), (3.2, "s1"))]
+    rows += ["1e9,2e10,3.3,7", "1e9,2e10,3.4,", "1e9,2e10,3.5,None"]
+    runs = read(tmp_path, "params,tokens,loss,seed", rows)
+    assert runs.seed[:4].tolist() == [8, 9, 8, 7]
+    assert np.isnan(runs.seed[4:]).all()
+    assert drop_duplicates(runs).loss.tolist() == [3, 3.1, 3.3, 3.4]
+
+
+def test_shapes_of_equal_size_are_different_cells(tmp_path: Path) -> None:
+    shapes = ("512,8", "1024,2", "512,8", ",", ",")
+    rows = [f"1e9,2e10,{3 + i},{shape}" for i, shape in enumerate(shapes)]
+    runs = read(tmp_path, "params,tokens,loss,d_model,n_layers", rows)
+    assert drop_duplicates(runs).loss.tolist() == [3, 4, 6]
