@@ -42,8 +42,9 @@ AS_IT_SAYS = TableOptions()
 def read_table(path: Path, options: TableOptions = AS_IT_SAYS) -> Runs:
     """Read a CSV of runs; columns that nothing reads are named in the remarks.
 
-    Raises ConfigError for a missing column (naming all that are missing) or a bad cell (naming row
-    and column), and FitRefusedError where one group declares two conventions, tokenizers or data.
+    Raises ConfigError for a missing column (naming all that are missing), a bad cell (naming row
+    and column) or a run id of two sizes, and FitRefusedError where one group declares two
+    conventions, tokenizers or data, or the table two metrics.
     """
     try:
         raw = path.read_bytes()
@@ -69,6 +70,7 @@ def read_table(path: Path, options: TableOptions = AS_IT_SAYS) -> Runs:
     )
     runs = table.runs(options, hashlib.sha256(raw).hexdigest(), exclusions)
     table.check_declared(runs.group)
+    _check_sizes(runs)
     note = (f"columns that nothing reads: {', '.join(unread)}",) if unread else ()
     return replace(runs, remarks=(*runs.remarks, *note))
 
@@ -234,6 +236,18 @@ class _Table:
                 "number above 0; correct it, or give the row a status other than done"
             )
         return value
+
+
+def _check_sizes(runs: Runs) -> None:
+    """Refuse a run id of several sizes: only its row of most tokens would be read."""
+    sizes: dict[tuple[str, str], float] = {}
+    for group, name, n in zip(runs.group, runs.run_id, runs.params, strict=True):
+        first = sizes.setdefault((str(group), str(name)), float(n))
+        if first != n:
+            raise ConfigError(
+                f"{runs.source}: run_id {name} names sizes {first:g} and {n:g}; give each run its "
+                "own id"
+            )
 
 
 def _float(row: dict[str, str], name: str) -> float:

@@ -16,7 +16,7 @@ from llmtrain.scaling.law import LossLaw
 from llmtrain.scaling.load import load_runs
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.runs import Runs
-from llmtrain.spec.errors import FitRefusedError
+from llmtrain.spec.errors import ConfigError, FitRefusedError
 
 Config = Callable[..., AnalyzeConfig]
 LAW = LossLaw(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)
@@ -95,3 +95,11 @@ def test_shapes_of_equal_size_are_different_cells(tmp_path: Path) -> None:
     rows = [f"1e9,2e10,{3 + i},{shape}" for i, shape in enumerate(shapes)]
     runs = read(tmp_path, "params,tokens,loss,d_model,n_layers", rows)
     assert drop_duplicates(runs).loss.tolist() == [3, 4, 6]
+
+
+def test_one_run_id_of_two_sizes_is_refused(tmp_path: Path) -> None:
+    header = "run_id,params,tokens,loss,group"
+    rows = ["a,1e9,1e10,3,x", "a,1e9,2e10,2.9,x", "a,2e9,2e10,2.8,y"]
+    assert len(read(tmp_path, header, rows)) == 3
+    with pytest.raises(ConfigError, match=r"run_id a names sizes 1e\+09 and 2e\+09; give each run"):
+        read(tmp_path, header, [row.replace("y", "x") for row in rows])
