@@ -9,6 +9,7 @@ from llmtrain.scaling.budget_column import FLOPS_RATIO_RANGE
 from llmtrain.scaling.diagnose import Finding
 from llmtrain.scaling.lr_bracket import repeated_rates
 from llmtrain.scaling.runs import Runs
+from llmtrain.scaling.texts import NATS, loss_unit
 
 FLOPS_RATIO_SPREAD = 1.5
 LEAST_PARAMS, LEAST_TOKENS = 2e4, 2e5
@@ -23,7 +24,14 @@ SAME_SIZE = 0.01
 def check_runs(runs: Runs) -> list[Finding]:
     """Return what the rows of one group say about themselves."""
     found = [Finding(level="note", code="source", message=text) for text in runs.remarks]
-    found += [*_excluded(runs), *_units(runs), *_conventions(runs), *_mixed(runs), *_code(runs)]
+    found += [
+        *_excluded(runs),
+        *_metric(runs),
+        *_units(runs),
+        *_conventions(runs),
+        *_mixed(runs),
+        *_code(runs),
+    ]
     return found + _near_twins(runs)
 
 
@@ -52,6 +60,17 @@ def _excluded(runs: Runs) -> list[Finding]:
     more = f"; {len(reasons) - 6} other reasons" if len(reasons) > 6 else ""
     message = f"{len(runs.exclusions)} rows left out, each listed at the end: {shown}{more}"
     return [_warn("excluded", message)]
+
+
+def _metric(runs: Runs) -> list[Finding]:
+    unit = loss_unit(runs.conventions.texts.metric)
+    if unit == NATS:
+        return []
+    message = (
+        f"losses are declared in {unit}, not in nats per token: the constants are of that unit, "
+        "and compare only with laws of it"
+    )
+    return [_warn("metric", message)]
 
 
 def _units(runs: Runs) -> list[Finding]:

@@ -15,7 +15,7 @@ from llmtrain.scaling.headers import DECLARED, match_columns
 from llmtrain.scaling.law import Array
 from llmtrain.scaling.runs import TRAITS, Conventions, Exclusion, Labels, Runs
 from llmtrain.scaling.shapes import AGREE, ShapeCounts, count_shapes, name_count
-from llmtrain.scaling.texts import UNDECLARED, Texts
+from llmtrain.scaling.texts import UNDECLARED, Texts, loss_unit
 from llmtrain.spec.errors import ConfigError, FitRefusedError
 
 DONE = ("done", "finished", "completed", "complete", "success")
@@ -161,7 +161,13 @@ class _Table:
             found = (self.declared(name, None) for name in names)
             return next((value for value in found if value != UNDECLARED), UNDECLARED)
 
+        units = sorted({loss_unit(_text(row, "metric")) for row in self.rows})
+        if len(units) > 1:
+            raise FitRefusedError(
+                f"{self.path} mixes losses in {' and '.join(units)}; give each metric its own file"
+            )
         return Texts(
+            metric=units[0] if "metric" in self.columns else UNDECLARED,
             data=first("data", "dataset"),
             corpus=first("data_id"),
             tokenizer=first("tokenizer", "tokenizer_id"),

@@ -12,10 +12,14 @@ from llmtrain.scaling.analysis import _next_runs, analyze
 from llmtrain.scaling.binning import drop_duplicates
 from llmtrain.scaling.budget_column import check_budgets
 from llmtrain.scaling.config import AnalyzeConfig
+from llmtrain.scaling.intake import check_runs
 from llmtrain.scaling.law import LossLaw
 from llmtrain.scaling.load import load_runs
 from llmtrain.scaling.parametric import ParametricFit
+from llmtrain.scaling.plot.curves import loss_label
 from llmtrain.scaling.runs import Runs
+from llmtrain.scaling.texts import Texts, loss_scale
+from llmtrain.scaling.verdict import verdict
 from llmtrain.spec.errors import ConfigError, FitRefusedError
 
 Config = Callable[..., AnalyzeConfig]
@@ -103,3 +107,22 @@ def test_one_run_id_of_two_sizes_is_refused(tmp_path: Path) -> None:
     assert len(read(tmp_path, header, rows)) == 3
     with pytest.raises(ConfigError, match=r"run_id a names sizes 1e\+09 and 2e\+09; give each run"):
         read(tmp_path, header, [row.replace("y", "x") for row in rows])
+
+
+def test_a_metric_other_than_nats_is_the_unit_and_is_warned_of(
+    tmp_path: Path, analyze_config: Config
+) -> None:
+    runs = read(tmp_path, *grid(",metric", lambda i, c: ",BPB"))
+    assert runs.conventions.texts.metric == "bits per byte"
+    assert "metric" in [found.code for found in check_runs(runs)]
+    assert "metric" not in [found.code for found in check_runs(read(tmp_path, *grid()))]
+    (group,) = analyze(analyze_config(bootstrap=20), runs).groups
+    lines = " ".join(verdict(group))
+    assert "bits per byte" in lines
+    assert "nats" not in lines
+    assert loss_label(group) == "final loss (bits per byte)"
+    with pytest.raises(FitRefusedError, match="metric differs, nats per token against bits per"):
+        loss_scale(Texts(), runs.conventions.texts)
+    header, rows = grid(",group,metric", lambda i, c: ",b,bpb" if i > 20 else ",a,")
+    with pytest.raises(FitRefusedError, match="mixes losses in bits per byte and nats per token"):
+        read(tmp_path, header, rows)
