@@ -53,12 +53,13 @@ def _warn(code: str, message: str) -> Finding:
 
 
 def _excluded(runs: Runs) -> list[Finding]:
-    if not runs.exclusions:
+    left_out = runs.left_out
+    if not left_out:
         return []
-    reasons = Counter(item.reason for item in runs.exclusions)
+    reasons = Counter(item.reason for item in left_out)
     shown = "; ".join(f"{n} x {reason}" for reason, n in reasons.most_common(6))
     more = f"; {len(reasons) - 6} other reasons" if len(reasons) > 6 else ""
-    message = f"{len(runs.exclusions)} rows left out, each listed at the end: {shown}{more}"
+    message = f"{len(left_out)} rows left out, each listed at the end: {shown}{more}"
     return [_warn("excluded", message)]
 
 

@@ -22,6 +22,8 @@ DONE = ("done", "finished", "completed", "complete", "success")
 YES, NO = ("true", "1", "yes"), ("false", "0", "no")
 UNKNOWN = ("", "nan", "none", "null", "na", "n/a", "-")
 """Cells of a seed that nobody noted."""
+ALL = "all"
+"""Group of rows that name none."""
 GIVEN = "as given"
 """Name of a count that nobody names, beside those computed from shapes."""
 
@@ -96,7 +98,8 @@ def _finished(
             known = _text(row, "annealed").lower() in NO
             reason = "not annealed, among annealed runs" if known else "annealed is not known"
         if reason:
-            exclusions.append(Exclusion(run_id=name, reason=reason))
+            group = _text(row, "group") or ALL
+            exclusions.append(Exclusion(run_id=name, reason=reason, group=group))
         else:
             kept.append(i)
     return kept, tuple(exclusions)
@@ -196,7 +199,7 @@ class _Table:
             source=str(self.path),
             sha256=sha256,
             run_id=self.labels("run_id", [f"row {line}" for line in self.lines]),
-            group=self.labels("group", ["all"] * n),
+            group=self.labels("group", [ALL] * n),
             params=params,
             tokens=tokens,
             flops=flops,

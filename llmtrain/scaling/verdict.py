@@ -107,7 +107,7 @@ def verdict(group: GroupAnalysis) -> list[str]:
             f"smaller ones, {best.loss:.4f} {span(best.loss_interval, '.4f')} against "
             f"{held.loss:.4f} measured: {100 * best.error:+.2f} % ({best.method})."
         )
-    n_left = len(group.runs.exclusions)
+    n_left = len(group.runs.left_out)
     n_warned = sum(finding.level != "note" for finding in group.findings)
     noise = "" if group.noise is None else f" seed noise {group.noise.sd:.4f} {unit};"
     lines.append(

@@ -126,3 +126,14 @@ def test_a_metric_other_than_nats_is_the_unit_and_is_warned_of(
     header, rows = grid(",group,metric", lambda i, c: ",b,bpb" if i > 20 else ",a,")
     with pytest.raises(FitRefusedError, match="mixes losses in bits per byte and nats per token"):
         read(tmp_path, header, rows)
+
+
+def test_a_group_counts_its_own_rows_left_out(tmp_path: Path) -> None:
+    rows = ["1e9,2e10,3,x,done", "2e9,2e10,2.9,y,done", "3e9,2e10,2.8,y,failed"]
+    runs = read(tmp_path, "params,tokens,loss,group,status", [*rows, *rows[1:2]])
+    x, y = (drop_duplicates(runs.take(runs.group == name)) for name in "xy")
+    assert [f.code for f in check_runs(x) if f.level == "warning"] == []
+    (found,) = [f for f in check_runs(y) if f.code == "excluded"]
+    assert found.message.startswith("2 rows left out")
+    assert [len(own.left_out) for own in (x, y)] == [0, 2]
+    assert len(x.exclusions) == 1
