@@ -7,6 +7,7 @@ import numpy as np
 
 from llmtrain.scaling.binning import assign_budgets, drop_duplicates
 from llmtrain.scaling.bootstrap import LawDraws
+from llmtrain.scaling.budget_column import check_budgets
 from llmtrain.scaling.compare import Side, comparison_notes, compute_multiplier
 from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.cost import fit_cost
@@ -113,6 +114,7 @@ def analyze_group(
     repeated = check_rates(rows)
     training = curves_of(rows) if training is None else training.of(rows)
     finals = drop_duplicates(rows.finals())
+    off_budget = [] if config.budgets else check_budgets(finals, config.budget_tolerance)
     finals, budgets_from = assign_budgets(finals, config.budgets, config.budget_tolerance)
     cost = fit_cost(finals.params, finals.tokens, finals.flops)
     found = estimate_all(config, rows, finals, cost, training)
@@ -149,7 +151,7 @@ def analyze_group(
     partial = replace(partial, **_about_surface(config, partial))
     partial = replace(partial, left_out=(*partial.left_out, *_left_out_of_lines(partial, rows)))
     partial = replace(partial, variations=tuple(_variations(partial)))
-    return replace(partial, findings=(*repeated, *_findings(partial, largest)))
+    return replace(partial, findings=(*repeated, *off_budget, *_findings(partial, largest)))
 
 
 def _about_surface(config: AnalyzeConfig, group: GroupAnalysis) -> dict[str, Any]:
@@ -199,6 +201,8 @@ def _next_runs(group: GroupAnalysis, fit: ParametricFit) -> tuple[NextRun, ...]:
     inside = (d / n > 0.5 * (runs.tokens / runs.params).min()) & (
         d / n < 2.0 * (runs.tokens / runs.params).max()
     )
+    if not inside.any():
+        return ()
     n_target = float(group.cost.n_opt(fit.law, C))
     noise = float(np.std(fit.residuals(runs.params, runs.tokens, runs.loss)))
     n, d, cost = n[inside], d[inside], cost[inside]

@@ -67,12 +67,14 @@ def _widest(flops: Array, budget: Array) -> float:
 
 
 def drop_duplicates(runs: Runs) -> Runs:
-    """Keep the lowest loss of rows that repeat group, FLOPs, parameters, tokens and seed.
+    """Keep the lowest loss of rows that repeat group, FLOPs, parameters, tokens, shape and seed.
 
     Rows that differ in a declared seed are replicas and all stay; a learning-rate sweep at one cell
     is not, and its best row stands for it.
     """
-    keys = np.stack([runs.params, runs.tokens, runs.flops, np.nan_to_num(runs.seed, nan=-1.0)])
+    declared = np.stack([runs.d_model, runs.n_layers, runs.seed])
+    cells = np.stack([runs.params, runs.tokens, runs.flops])
+    keys = np.concatenate([cells, np.nan_to_num(declared, nan=-1.0)])
     best: dict[tuple[object, ...], int] = {}
     for i in range(len(runs)):
         key = (str(runs.group[i]), *keys[:, i].tolist())

@@ -5,13 +5,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from llmtrain.scaling.budget_column import FLOPS_RATIO_RANGE
 from llmtrain.scaling.diagnose import Finding
 from llmtrain.scaling.lr_bracket import repeated_rates
 from llmtrain.scaling.runs import Runs
+from llmtrain.scaling.texts import NATS, loss_unit
 
 FLOPS_RATIO_SPREAD = 1.5
-FLOPS_RATIO_RANGE = (1 / 30, 30.0)
-"""A median of flops / (6 params tokens) outside is a unit, not a convention."""
 LEAST_PARAMS, LEAST_TOKENS = 2e4, 2e5
 """A table whose largest values lie below counts in thousands, millions or billions."""
 RATIO_RANGE = (1e-2, 1e6)
@@ -24,7 +24,14 @@ SAME_SIZE = 0.01
 def check_runs(runs: Runs) -> list[Finding]:
     """Return what the rows of one group say about themselves."""
     found = [Finding(level="note", code="source", message=text) for text in runs.remarks]
-    found += [*_excluded(runs), *_units(runs), *_conventions(runs), *_mixed(runs), *_code(runs)]
+    found += [
+        *_excluded(runs),
+        *_metric(runs),
+        *_units(runs),
+        *_conventions(runs),
+        *_mixed(runs),
+        *_code(runs),
+    ]
     return found + _near_twins(runs)
 
 
@@ -46,13 +53,25 @@ def _warn(code: str, message: str) -> Finding:
 
 
 def _excluded(runs: Runs) -> list[Finding]:
-    if not runs.exclusions:
+    left_out = runs.left_out
+    if not left_out:
         return []
-    reasons = Counter(item.reason for item in runs.exclusions)
+    reasons = Counter(item.reason for item in left_out)
     shown = "; ".join(f"{n} x {reason}" for reason, n in reasons.most_common(6))
     more = f"; {len(reasons) - 6} other reasons" if len(reasons) > 6 else ""
-    message = f"{len(runs.exclusions)} rows left out, each listed at the end: {shown}{more}"
+    message = f"{len(left_out)} rows left out, each listed at the end: {shown}{more}"
     return [_warn("excluded", message)]
+
+
+def _metric(runs: Runs) -> list[Finding]:
+    unit = loss_unit(runs.conventions.texts.metric)
+    if unit == NATS:
+        return []
+    message = (
+        f"losses are declared in {unit}, not in nats per token: the constants are of that unit, "
+        "and compare only with laws of it"
+    )
+    return [_warn("metric", message)]
 
 
 def _units(runs: Runs) -> list[Finding]:

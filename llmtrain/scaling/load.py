@@ -65,7 +65,11 @@ def _read_folder(path: Path) -> Runs:
             records.append(found)
     if any(record.annealed for record in records):
         reason = f"schedule did not reach its end, among annealed runs; {path.name}"
-        exclusions += [Exclusion(run_id=r.run_id, reason=reason) for r in records if not r.annealed]
+        exclusions += [
+            Exclusion(run_id=r.run_id, reason=reason, group=r.family)
+            for r in records
+            if not r.annealed
+        ]
         records = [record for record in records if record.annealed]
     if not records:
         raise FitRefusedError(
@@ -91,9 +95,10 @@ def _read_run(folder: Path) -> RunRecord | Exclusion:
         digest = hashlib.sha256(metrics.read_bytes()).hexdigest()
         if digest != record.metrics_sha256:
             reason = f"{METRICS_FILE} does not match the hash in {RECORD_FILE}"
-            return Exclusion(run_id=record.run_id, reason=reason)
+            return Exclusion(run_id=record.run_id, reason=reason, group=record.family)
     if not (math.isfinite(record.val_loss) and record.val_loss > 0):
-        return Exclusion(run_id=record.run_id, reason=f"val_loss {record.val_loss!r}")
+        reason = f"val_loss {record.val_loss!r}"
+        return Exclusion(run_id=record.run_id, reason=reason, group=record.family)
     return record
 
 

@@ -23,6 +23,8 @@ class Exclusion:
 
     run_id: str
     reason: str
+    group: str = ""
+    """Group of the row; '' where unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +106,10 @@ class Runs:
 
     def without(self, drop: NDArray[np.bool_], reason: str) -> "Runs":
         """Return the rows where not `drop`, each dropped row listed with `reason`."""
-        listed = [Exclusion(run_id=str(name), reason=reason) for name in self.run_id[drop]]
+        pairs = zip(self.run_id[drop], self.group[drop], strict=True)
+        listed = [
+            Exclusion(run_id=str(name), reason=reason, group=str(group)) for name, group in pairs
+        ]
         return self.take(~drop, listed)
 
     def finals(self) -> "Runs":
@@ -126,6 +131,12 @@ class Runs:
             params=self.counts[convention],
             conventions=dataclasses.replace(given, params=convention, flops=flops),
         )
+
+    @property
+    def left_out(self) -> tuple[Exclusion, ...]:
+        """The exclusions of these rows' groups, and those whose group is unknown."""
+        own = {"", *map(str, self.group)}
+        return tuple(item for item in self.exclusions if item.group in own)
 
     @property
     def lineage(self) -> Labels:

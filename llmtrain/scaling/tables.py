@@ -10,15 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
+from llmtrain.scaling.budget_column import flops_from_budgets
 from llmtrain.scaling.headers import DECLARED, match_columns
-from llmtrain.scaling.law import FLOPS_PER_PARAM_TOKEN, Array
+from llmtrain.scaling.law import Array
 from llmtrain.scaling.runs import TRAITS, Conventions, Exclusion, Labels, Runs
 from llmtrain.scaling.shapes import AGREE, ShapeCounts, count_shapes, name_count
-from llmtrain.scaling.texts import UNDECLARED, Texts
+from llmtrain.scaling.texts import UNDECLARED, Texts, loss_unit
 from llmtrain.spec.errors import ConfigError, FitRefusedError
 
 DONE = ("done", "finished", "completed", "complete", "success")
 YES, NO = ("true", "1", "yes"), ("false", "0", "no")
+UNKNOWN = ("", "nan", "none", "null", "na", "n/a", "-")
+"""Cells of a seed that nobody noted."""
+ALL = "all"
+"""Group of rows that name none."""
 GIVEN = "as given"
 """Name of a count that nobody names, beside those computed from shapes."""
 
@@ -39,8 +44,9 @@ AS_IT_SAYS = TableOptions()
 def read_table(path: Path, options: TableOptions = AS_IT_SAYS) -> Runs:
     """Read a CSV of runs; columns that nothing reads are named in the remarks.
 
-    Raises ConfigError for a missing column (naming all that are missing) or a bad cell (naming row
-    and column), and FitRefusedError where one group declares two conventions, tokenizers or data.
+    Raises ConfigError for a missing column (naming all that are missing), a bad cell (naming row
+    and column) or a run id of two sizes, and FitRefusedError where one group declares two
+    conventions, tokenizers or data, or the table two metrics.
     """
     try:
         raw = path.read_bytes()
@@ -66,6 +72,7 @@ def read_table(path: Path, options: TableOptions = AS_IT_SAYS) -> Runs:
     )
     runs = table.runs(options, hashlib.sha256(raw).hexdigest(), exclusions)
     table.check_declared(runs.group)
+    _check_sizes(runs)
     note = (f"columns that nothing reads: {', '.join(unread)}",) if unread else ()
     return replace(runs, remarks=(*runs.remarks, *note))
 
@@ -91,7 +98,8 @@ def _finished(
             known = _text(row, "annealed").lower() in NO
             reason = "not annealed, among annealed runs" if known else "annealed is not known"
         if reason:
-            exclusions.append(Exclusion(run_id=name, reason=reason))
+            group = _text(row, "group") or ALL
+            exclusions.append(Exclusion(run_id=name, reason=reason, group=group))
         else:
             kept.append(i)
     return kept, tuple(exclusions)
@@ -128,6 +136,18 @@ class _Table:
         pairs = zip(self.rows, default, strict=True)
         return np.array([_text(row, name) or other for row, other in pairs], dtype=np.str_)
 
+    def seeds(self) -> Array:
+        """Return the seeds; those that are text are numbered after the others, in order."""
+        seeds = self.optional("seed")
+        known = seeds[np.isfinite(seeds)]
+        following = math.floor(known.max(initial=-1.0)) + 1
+        numbers: dict[str, float] = {}
+        for i, row in enumerate(self.rows):
+            label = _text(row, "seed")
+            if not math.isfinite(seeds[i]) and label.lower() not in UNKNOWN:
+                seeds[i] = numbers.setdefault(label, float(following + len(numbers)))
+        return seeds
+
     def declared(self, name: str, option: str | None) -> str:
         """Return the one convention that the column or the option names."""
         values = sorted({_text(row, name) for row in self.rows} - {""})
@@ -144,7 +164,13 @@ class _Table:
             found = (self.declared(name, None) for name in names)
             return next((value for value in found if value != UNDECLARED), UNDECLARED)
 
+        units = sorted({loss_unit(_text(row, "metric")) for row in self.rows})
+        if len(units) > 1:
+            raise FitRefusedError(
+                f"{self.path} mixes losses in {' and '.join(units)}; give each metric its own file"
+            )
         return Texts(
+            metric=units[0] if "metric" in self.columns else UNDECLARED,
             data=first("data", "dataset"),
             corpus=first("data_id"),
             tokenizer=first("tokenizer", "tokenizer_id"),
@@ -157,14 +183,12 @@ class _Table:
         params, tokens = self.numbers("params"), self.numbers("tokens")
         budget = self.optional("budget", strict=True)
         remarks: list[str] = []
-        imputed = "flops" not in self.columns and not np.isfinite(budget).all()
         if "flops" in self.columns:
-            flops = self.numbers("flops")
-        elif imputed:
-            flops = FLOPS_PER_PARAM_TOKEN * params * tokens
+            flops, imputed = self.numbers("flops"), False
         else:
-            flops = budget
-            remarks.append("no flops column: C is the budget column")
+            flops, imputed = flops_from_budgets(self.path, self.lines, params, tokens, budget)
+            if not imputed:
+                remarks.append("no flops column: C is the budget column")
         shapes = count_shapes(self.rows, self.columns)
         counted = self.declared("params_convention", options.params_convention)
         costed = "6ND" if imputed else self.declared("flops_convention", options.flops_convention)
@@ -175,13 +199,13 @@ class _Table:
             source=str(self.path),
             sha256=sha256,
             run_id=self.labels("run_id", [f"row {line}" for line in self.lines]),
-            group=self.labels("group", ["all"] * n),
+            group=self.labels("group", [ALL] * n),
             params=params,
             tokens=tokens,
             flops=flops,
             budget=budget,
             loss=self.numbers("loss"),
-            seed=self.optional("seed"),
+            seed=self.seeds(),
             d_model=self.optional("d_model"),
             n_layers=self.optional("n_layers"),
             trunk=self.labels("trunk", [""] * n),
@@ -221,6 +245,18 @@ class _Table:
                 "number above 0; correct it, or give the row a status other than done"
             )
         return value
+
+
+def _check_sizes(runs: Runs) -> None:
+    """Refuse a run id of several sizes: only its row of most tokens would be read."""
+    sizes: dict[tuple[str, str], float] = {}
+    for group, name, n in zip(runs.group, runs.run_id, runs.params, strict=True):
+        first = sizes.setdefault((str(group), str(name)), float(n))
+        if first != n:
+            raise ConfigError(
+                f"{runs.source}: run_id {name} names sizes {first:g} and {n:g}; give each run its "
+                "own id"
+            )
 
 
 def _float(row: dict[str, str], name: str) -> float:

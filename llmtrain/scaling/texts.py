@@ -10,6 +10,18 @@ from llmtrain.spec.errors import FitRefusedError
 from llmtrain.spec.record import RunRecord
 
 UNDECLARED = "undeclared"
+NATS = "nats per token"
+UNITS = {
+    NATS: (
+        "", UNDECLARED, "loss", "val loss", "validation loss", "nats", "nat", "nats/token",
+        "cross entropy", "cross entropy loss", "ce", "nll",
+    ),
+    "bits per byte": ("bpb", "bits/byte"),
+    "bits per token": ("bits/token",),
+    "bits per character": ("bpc", "bits/character"),
+    "perplexity": ("ppl", "val ppl", "validation perplexity"),
+}  # fmt: skip
+"""Unit of a loss -> names of a metric in it, in small letters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,11 +35,19 @@ class Texts:
     tokenizer: str = UNDECLARED
     evaluation: str = UNDECLARED
     """What the loss is measured on, and at which context length."""
+    metric: str = UNDECLARED
+    """Unit of the loss, as `loss_unit` names it."""
     bits_per_byte: float | None = None
     """Bits per byte of one nat per token, constant over runs of one evaluation; null if unknown."""
 
 
 NO_TEXTS = Texts()
+
+
+def loss_unit(metric: str) -> str:
+    """Return the unit of a metric's losses: nats per token where nothing else is declared."""
+    name = " ".join(metric.lower().replace("_", " ").replace("-", " ").split())
+    return next((unit for unit, names in UNITS.items() if name in (unit, *names)), metric)
 
 
 def texts_of(records: Sequence[RunRecord]) -> Texts:
@@ -38,6 +58,7 @@ def texts_of(records: Sequence[RunRecord]) -> Texts:
         corpus=first.data_id,
         tokenizer=first.tokenizer_id,
         evaluation=f"{first.val_tokens} tokens in rows of {first.seq_len}",
+        metric=NATS,
         bits_per_byte=float(np.median([record.val_bpb / record.val_loss for record in records])),
     )
 
@@ -52,8 +73,14 @@ def loss_scale(base: Texts, other: Texts) -> tuple[float, tuple[str, ...]]:
     """Return by how much `other`'s loss is multiplied to be one of `base`, and what to say of it.
 
     1 on the same tokens; through bits per byte where the tokenizers differ on data of one name.
-    Raises FitRefusedError where the data or the evaluation differ.
+    Raises FitRefusedError where the data, the evaluation or the unit of the loss differ.
     """
+    units = loss_unit(base.metric), loss_unit(other.metric)
+    if units[0] != units[1]:
+        raise FitRefusedError(
+            f"metric differs, {units[0]} against {units[1]}: the losses are of two units; give "
+            "both tables losses of one"
+        )
     for what, remedy in (
         ("data", "train one of them again on the other's data"),
         ("evaluation", "evaluate both on the same rows"),

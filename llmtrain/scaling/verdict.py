@@ -9,6 +9,7 @@ from llmtrain.scaling.envelope import EnvelopeFit
 from llmtrain.scaling.isoflop import IsoflopFit
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.results import GroupAnalysis
+from llmtrain.scaling.texts import loss_unit
 from llmtrain.scaling.wording import count, count_span, counted, flops, span
 
 
@@ -82,6 +83,7 @@ def verdict(group: GroupAnalysis) -> list[str]:
         reasons = "; ".join(f"{e.title}: {e.reason}" for e in group.estimates if e.reason)
         return [f"No law: Approaches 1, 2 and 3 all refuse these runs. {reasons}"]
     given = group.runs.conventions
+    unit = loss_unit(given.texts.metric)
     lines = [
         f"N_opt grows as C^{main.a:.3f} {span(main.a_interval)} and D_opt as C^{main.b:.3f} "
         f"{span(main.b_interval)} by {main.title} (90 % intervals; "
@@ -92,7 +94,7 @@ def verdict(group: GroupAnalysis) -> list[str]:
     ]
     if aim.loss is not None:
         lines.append(
-            f"Projected loss there {aim.loss:.4f} {span(aim.loss_interval, '.4f')} nats per token "
+            f"Projected loss there {aim.loss:.4f} {span(aim.loss_interval, '.4f')} {unit} "
             f"({aim.loss_from})."
         )
     else:
@@ -105,9 +107,9 @@ def verdict(group: GroupAnalysis) -> list[str]:
             f"smaller ones, {best.loss:.4f} {span(best.loss_interval, '.4f')} against "
             f"{held.loss:.4f} measured: {100 * best.error:+.2f} % ({best.method})."
         )
-    n_left = len(group.runs.exclusions)
+    n_left = len(group.runs.left_out)
     n_warned = sum(finding.level != "note" for finding in group.findings)
-    noise = "" if group.noise is None else f" seed noise {group.noise.sd:.4f} nats per token;"
+    noise = "" if group.noise is None else f" seed noise {group.noise.sd:.4f} {unit};"
     lines.append(
         f"{len(group.runs)} runs, {len(group.runs.budgets)} budgets;{noise} {n_left} rows left "
         f"out; {n_warned} warnings or refusals."

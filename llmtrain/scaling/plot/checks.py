@@ -22,6 +22,7 @@ from llmtrain.scaling.plot.style import (
 )
 from llmtrain.scaling.profile import profile_map
 from llmtrain.scaling.results import GroupAnalysis
+from llmtrain.scaling.texts import loss_unit
 
 CHI2_TWO = {"50 %": 1.386, "90 %": 4.605, "99 %": 9.210}
 """Points of chi-squared with two degrees of freedom."""
@@ -113,7 +114,8 @@ def backtest(group: GroupAnalysis) -> Figure | None:
     if held is None:
         return None
     figure, axes = new_figure(2, 3.2)
-    _draw_forecasts(axes[0], held)
+    unit = loss_unit(group.runs.conventions.texts.metric)
+    _draw_forecasts(axes[0], held, unit)
     second = axes[1]
     for name, values in (
         ("approach2", [step.a_isoflop for step in group.steps]),
@@ -147,7 +149,7 @@ def backtest(group: GroupAnalysis) -> Figure | None:
     return figure
 
 
-def _draw_forecasts(axis: Axes, held: HeldOut) -> None:
+def _draw_forecasts(axis: Axes, held: HeldOut, unit: str) -> None:
     """Draw each forecast with its interval on a line of its own, beside the truth."""
     made = [(forecast, forecast.loss) for forecast in held.forecasts if forecast.loss is not None]
     colours = {"Approach 3": RED, "projection": METHOD_COLOURS["projection"]}
@@ -171,7 +173,7 @@ def _draw_forecasts(axis: Axes, held: HeldOut) -> None:
     axis.margins(x=0.4)
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
-    axis.set_xlabel("least loss of the budget (nats per token)")
+    axis.set_xlabel(f"least loss of the budget ({unit})")
     axis.set_title(f"Budget {flops_label(held.budget)}, forecast without it")
     axis.legend(loc="lower right")
 

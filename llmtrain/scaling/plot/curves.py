@@ -22,6 +22,7 @@ from llmtrain.scaling.plot.style import (
     new_figure,
 )
 from llmtrain.scaling.results import GroupAnalysis
+from llmtrain.scaling.texts import loss_unit
 from llmtrain.scaling.wording import PARAMS_WORDS
 
 
@@ -33,7 +34,8 @@ def params_label(group: GroupAnalysis) -> str:
 
 def loss_label(group: GroupAnalysis) -> str:
     """Return the axis label of the loss: records hold the validation loss, a table may not."""
-    return f"{'validation' if group.runs.records else 'final'} loss (nats per token)"
+    unit = loss_unit(group.runs.conventions.texts.metric)
+    return f"{'validation' if group.runs.records else 'final'} loss ({unit})"
 
 
 def isoflop_curves(group: GroupAnalysis) -> Figure | None:

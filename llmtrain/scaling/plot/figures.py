@@ -46,7 +46,7 @@ DRAWN = (
     ),
     (
         "surface",
-        "The fitted loss surface (contours, nats per token), the runs coloured by what it leaves "
+        "The fitted loss surface (contours, in its unit), the runs coloured by what it leaves "
         "over, and the compute-optimal line.",
         checks.surface_map,
     ),
