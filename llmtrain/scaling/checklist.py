@@ -12,6 +12,7 @@ from llmtrain.scaling.law import Array
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.results import GroupAnalysis
 from llmtrain.scaling.runs import Runs
+from llmtrain.scaling.texts import loss_unit
 from llmtrain.scaling.wording import Table, count, flops, span
 from llmtrain.spec.record import RunRecord
 
@@ -44,7 +45,11 @@ def _form(group: GroupAnalysis) -> tuple[tuple[str, str, str], ...]:
     given = group.runs.conventions
     low, middle, high = np.quantile(group.runs.flops_ratio, [0.0, 0.5, 1.0])
     return (
-        ("form", "equation", f"L = E + A N^-alpha + B D^-beta; {free}; nats per token"),
+        (
+            "form",
+            "equation",
+            f"L = E + A N^-alpha + B D^-beta; {free}; {loss_unit(given.texts.metric)}",
+        ),
         ("form", "loss function", fitted),
         ("form", "optimiser and certificate", starts),
         ("form", "N counts", given.params),
@@ -91,9 +96,9 @@ def _collection(group: GroupAnalysis) -> tuple[tuple[str, str, str], ...]:
     tokens = sorted({record.val_tokens for record in runs.records})
     evaluated = ", ".join(map(count, tokens)) + " tokens" if tokens else UNKNOWN
     return (
-        ("collection", "rows", f"last checkpoint of each run; {len(runs.exclusions)} left out"),
+        ("collection", "rows", f"last checkpoint of each run; {len(runs.left_out)} left out"),
         ("collection", "curves", group.budgets_from),
-        ("collection", "metric", "validation loss, nats per token"),
+        ("collection", "metric", f"validation loss, {loss_unit(runs.conventions.texts.metric)}"),
         ("collection", "evaluated on", evaluated),
         ("collection", "smoothing", "none"),
         ("collection", "FLOPs spent", flops(_spent(runs))),
