@@ -20,7 +20,7 @@ from llmtrain.spec.errors import (
     RunLockedError,
 )
 from llmtrain.spec.plan import plan_run
-from llmtrain.spec.rundir import run_directory, write_state
+from llmtrain.spec.rundir import hold, run_directory, write_state
 from llmtrain.training.loop import train
 
 PLAIN = {
@@ -188,12 +188,15 @@ def test_a_branch_without_its_state_waits_fails_or_trains_all_of_it(
     family, corpus, tmp_path, capfd
 ):
     trunk, branch, other = family()
-    with pytest.raises(RunLockedError, match="waits for step-000000024 of its trunk"):
+    with pytest.raises(CheckpointError, match="is not trained; train that one first"):
         train(branch, corpus)
-    run_directory(trunk).mkdir(parents=True)
-    write_state(run_directory(trunk), "failed", "why")
-    with pytest.raises(CheckpointError, match="failed: why; run the sweep again"):
+    waits = pytest.raises(RunLockedError, match="waits for step-000000024 of its trunk")
+    with hold(run_directory(trunk)), waits:
         train(branch, corpus)
+    for state in ("failed", "quarantined"):
+        write_state(run_directory(trunk), state, "why")
+        with pytest.raises(CheckpointError, match=f"{state}: why; run the sweep again"):
+            train(branch, corpus)
     train(trunk, corpus)
     damaged = run_directory(trunk) / "branches" / f"step-{step_of(branch):09d}" / "state.json"
     damaged.write_text("{}")
