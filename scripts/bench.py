@@ -1,15 +1,27 @@
 """Time a part of llmtrain on this machine.
 
-  python scripts/bench.py what=analysis
+  python scripts/bench.py what=step models=w32d2,w128d4 variants=float32,bfloat16
+  python scripts/bench.py what=run model=w64d4 tokens=300000
+  python scripts/bench.py what=sweep sweep=demo
+  python scripts/bench.py what=cost picture=cost.png
   python scripts/bench.py what=analysis repeats=5 draws=1000 out=bench.json
   python scripts/bench.py what=pool cells=12 steps=50
   python scripts/bench.py what=peer peer=PATH/nanoGPT
 
-`what` is one of: analysis (load, fits and bootstrap, figures and report of 250 planted runs;
-draws=1000), pool (the same tiny cells in warm workers and in a process each, as a ratio; cells=12,
-steps=50), peer (the demo's shapes, batches and text beside nanoGPT's own loop, checked out at
-`peer`), tracking (one run of a minute with and without wandb). Prints the median of the repeats,
-each stage by itself; `out` gets the same as JSON with hardware, load, versions, commit and command.
+`what` is one of:
+  step      one optimizer step, by shape and option: tokens/s, MFU over the matmul rate measured
+            beside it; steps=50, tokens=4096 a step, variants float32, bfloat16, and both -compiled
+  run       wall seconds of runs of `tokens` x 1, 3 and 10, warm and as a command each: the fixed
+            cost of a run; model=w32d2, tokens=100000
+  sweep     a sweep from the command to the fitted curve: where its time goes, its MFU; sweep=demo
+  cost      how time grows with cells, model size and tokens, memory with model size; `picture`
+            gets the figure
+  pool      the same tiny cells in warm workers, and in a process each; cells=12, steps=50
+  analysis  load, fits and bootstrap, figures and report of 250 planted runs; draws=1000
+  peer      the demo's shapes, batches and text beside nanoGPT's own loop, checked out at `peer`
+  tracking  one run of a minute with and without wandb
+Prints the median of the repeats with their range; `out` gets the same as JSON with hardware, load,
+versions, commit and command. Compare figures of one call only: machines have moods.
 """
 
 import json
@@ -32,7 +44,16 @@ from llmtrain import __version__
 from llmtrain.spec.code import code_id
 from llmtrain.spec.errors import ConfigError
 
-PARTS = ("analysis", "pool", "peer", "tracking")  # modules of benches/; each holds a BENCH
+PARTS = (
+    "step",
+    "run",
+    "sweep",
+    "cost",
+    "pool",
+    "analysis",
+    "peer",
+    "tracking",
+)  # modules of benches/; each holds a BENCH
 COMMON = {"what": "analysis", "repeats": "3", "out": ""}
 
 
@@ -86,13 +107,15 @@ def main(overrides: list[str]) -> None:
     shown = Table(
         title=f"{common['what']}: median of {keys['repeats']}", box=None, title_justify="left"
     )
-    for name in ("stage", "seconds"):
-        shown.add_column(name)
+    shown.add_column("what, seconds where it does not say")
+    for column in ("median", "range"):
+        shown.add_column(column, justify="right")
     for name, value in seconds.items():
-        shown.add_row(name, f"{value:.2f}")
+        values = [run[name] for run in found]
+        shown.add_row(name, f"{value:.4g}", f"{min(values):.4g} to {max(values):.4g}")
     Console(highlight=False).print(shown)
     for name, fact in facts.items():
-        print(f"{name}: {fact:.2f}")
+        print(f"{name}: {fact:.3g}")
     print(", ".join(f"{name} {value}" for name, value in before.items()))
     if common["out"]:
         document = {

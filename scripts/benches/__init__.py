@@ -4,8 +4,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmtrain.spec.errors import LlmtrainError
+from llmtrain.spec.record import RunRecord, read_record
+from llmtrain.spec.rundir import run_directory
+from llmtrain.spec.settings import TrainConfig
+
 Seconds = dict[str, float]
+"""What was measured, by name: seconds, unless the name ends in another unit."""
 Facts = dict[str, float]
+
+
+class BenchError(LlmtrainError):
+    """The sides of a comparison did not do the same work, so their times say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,3 +32,11 @@ class Bench:
     """What follows from the medians, such as a ratio."""
     packages: tuple[str, ...] = ()
     """Packages whose versions matter to it."""
+
+
+def finished(config: TrainConfig) -> RunRecord:
+    """Return the record of a run. Raises BenchError where it has none."""
+    record = read_record(directory := run_directory(config))
+    if record is None:
+        raise BenchError(f"{directory.name} was not finished; run it by itself to see why")
+    return record

@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 from edge import compose
 
-from benches import Bench, Facts, Seconds
+from benches import Bench, Facts, Seconds, finished
 from llmtrain.corpus.manifest import read_manifest
 from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.errors import ConfigError
-from llmtrain.spec.record import read_record
-from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.settings import TrainConfig, build_run
 from llmtrain.sweep.drain import cell_job
 from llmtrain.sweep.grid import Cell, plan_sweep
@@ -62,13 +60,13 @@ def time_both(keys: Mapping[str, Any]) -> Seconds:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         _set_up(peer, root / "peer", open_corpus(directory).train)
-        theirs = [_peer_rate(root / "peer", group[0], len(slots)) for group in groups]
-        ours = _own_rates([group[0] for group in groups], slots, root / "runs")
-    for group, other, own in zip(groups, theirs, ours, strict=True):
-        n_tokens = sum(cell.plan.n_tokens for cell in group)
-        model = group[0].config.model
-        name = f"w{model.d_model}d{model.n_layers}, {group[0].plan.batch_tokens} tokens a step"
-        seconds |= {f"{name}: {PEER}": n_tokens / other, f"{name}: {OWN}": n_tokens / own}
+        for cell, *others in groups:  # one side after the other, so that both meet the same load
+            theirs = _peer_rate(root / "peer", cell, len(slots))
+            ours = _own_rate(cell, slots, root / "runs")
+            n_tokens = sum(each.plan.n_tokens for each in (cell, *others))
+            model = cell.config.model
+            name = f"w{model.d_model}d{model.n_layers}, {cell.plan.batch_tokens} tokens a step"
+            seconds |= {f"{name}: {PEER}": n_tokens / theirs, f"{name}: {OWN}": n_tokens / ours}
     return seconds
 
 
@@ -130,15 +128,11 @@ def _peer_rate(root: Path, cell: Cell, n_threads: int) -> float:
     return plan.batch_tokens / median(steps) * 1e3
 
 
-def _own_rates(cells: list[Cell], slots: list[Slot], runs_root: Path) -> list[float]:
-    """Return tokens per second of all warm workers together, each cell on every core at once."""
-    configs = [
-        [_shortened(cell, seed, runs_root) for seed, _ in enumerate(slots)] for cell in cells
-    ]
-    jobs = [cell_job(config) for group in configs for config in group]
-    raise_failures(run_jobs(jobs, work, slots, Watcher()))
-    records = [[read_record(run_directory(config)) for config in group] for group in configs]
-    return [sum(r.tokens_per_second for r in group if r is not None) for group in records]
+def _own_rate(cell: Cell, slots: list[Slot], runs_root: Path) -> float:
+    """Return tokens per second of all warm workers together, the cell on every core at once."""
+    configs = [_shortened(cell, seed, runs_root) for seed, _ in enumerate(slots)]
+    raise_failures(run_jobs([cell_job(c) for c in configs], work, slots, Watcher()))
+    return sum(finished(config).tokens_per_second for config in configs)
 
 
 def _shortened(cell: Cell, seed: int, runs_root: Path) -> TrainConfig:
@@ -150,7 +144,7 @@ def _shortened(cell: Cell, seed: int, runs_root: Path) -> TrainConfig:
         name="bench",
         runs_root=str(runs_root),
         budget=dataclasses.replace(
-            config.budget, flops=None, n_tokens=OWN_STEPS * plan.batch_tokens
+            config.budget, flops=None, n_tokens=float(OWN_STEPS * plan.batch_tokens)
         ),
         recipe=dataclasses.replace(config.recipe, batch_tokens=plan.batch_tokens),
         evaluation=dataclasses.replace(

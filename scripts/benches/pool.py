@@ -1,33 +1,23 @@
 """A sweep's fixed cost: the same cells in warm workers, and in a process each."""
 
-import json
-import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from edge import compose
 
-from benches import Bench, Facts, Seconds
+from benches import Bench, BenchError, Facts, Seconds
+from benches.alone import compare, train_alone
 from llmtrain.corpus.prepare import prepare
-from llmtrain.spec.errors import LlmtrainError
-from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.settings import TrainConfig, build_run
 from llmtrain.sweep.drain import SweepWatcher, drain
 from llmtrain.sweep.pool import make_slots
 from llmtrain.training.worker import work
 
-TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 SOURCE = Path(__file__).resolve().parents[2] / "llmtrain"  # the text: this package's own files
-
-
-class BenchError(LlmtrainError):
-    """The two sides did not do the same work, so their times say nothing."""
 
 
 def cell_overrides(root: Path, seed: int, steps: int) -> list[str]:
@@ -83,8 +73,8 @@ def time_pool(keys: Mapping[str, int]) -> Seconds:
             list(threads.map(train_alone, commands))
         clock.append(time.perf_counter())
         cpu.append(cpu_seconds())
-        if val_losses(sides["warm"]) != val_losses(sides["cold"]):
-            raise BenchError("the losses of the two sides differ; compare the records")
+        for warm, cold in zip(sides["warm"], sides["cold"], strict=True):
+            compare(warm, cold)
     return {
         "warm workers": clock[1] - clock[0],
         "a process each": clock[2] - clock[1],
@@ -97,28 +87,6 @@ def cpu_seconds() -> float:
     """Return the CPU seconds of all child processes that have ended: other load is not in them."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def train_alone(overrides: Sequence[str]) -> None:
-    """Train one cell with scripts/train.py, on one thread as a worker does."""
-    command = [sys.executable, str(TRAIN), *overrides]
-    done = subprocess.run(
-        command,
-        check=False,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    if done.returncode:
-        raise BenchError(f"a cell failed: {done.stderr.strip()}")
-
-
-def val_losses(configs: Sequence[TrainConfig]) -> list[float]:
-    """Return the final losses. Raises BenchError where a cell has no record."""
-    paths = [run_directory(config) / "record.json" for config in configs]
-    if missing := [path.parent.name for path in paths if not path.is_file()]:
-        raise BenchError(f"{missing[0]} was not finished; run it by itself to see why")
-    return [json.loads(path.read_text(encoding="utf-8"))["val_loss"] for path in paths]
 
 
 def ratio(median: Seconds) -> Facts:

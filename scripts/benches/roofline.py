@@ -1,0 +1,42 @@
+"""What the machine itself can do, measured on the spot: matmuls and copies."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+ROUNDS = 7
+SIDE = {"cpu": 2048, "cuda": 8192}
+"""Side of the square matmul: big enough for the best rate, a few seconds in all."""
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the FLOP/s of a big square matmul, on the threads that torch is set to."""
+    side = SIDE[device.type]
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2.0 * side**3 / _seconds(lambda: torch.mm(a, b), device)
+
+
+def copy_bytes(device: torch.device) -> float:
+    """Return the bytes per second that a copy of 256 MB reads and writes."""
+    source = torch.zeros(2**26, device=device)
+    target = torch.empty_like(source)
+    return 2.0 * source.numel() * 4 / _seconds(lambda: target.copy_(source), device)
+
+
+def wait(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _seconds(action: Callable[[], object], device: torch.device) -> float:
+    taken = []
+    for _ in range(ROUNDS):
+        wait(device)
+        begin = time.perf_counter()
+        action()
+        wait(device)
+        taken.append(time.perf_counter() - begin)
+    return median(taken[1:])

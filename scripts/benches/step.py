@@ -1,0 +1,149 @@
+"""One optimizer step by shape and option: tokens/s and MFU against the machine's own matmul."""
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from edge import compose
+
+from benches import Bench, Facts, Seconds, roofline
+from llmtrain.corpus.prepare import prepare
+from llmtrain.corpus.shards import Corpus, open_corpus
+from llmtrain.spec.check import check
+from llmtrain.spec.config import FlopsConvention
+from llmtrain.spec.plan import plan_run
+from llmtrain.spec.settings import TrainConfig, build_run
+from llmtrain.training import runtime
+from llmtrain.training.session import Session
+
+VARIANTS = {
+    "float32": ("runtime.dtype=float32", "runtime.compile=false"),
+    "bfloat16": ("runtime.dtype=bfloat16", "runtime.compile=false"),
+    "float32-compiled": ("runtime.dtype=float32", "runtime.compile=true"),
+    "bfloat16-compiled": ("runtime.dtype=bfloat16", "runtime.compile=true"),
+}
+COUNTS: dict[str, FlopsConvention] = {"causal": "causal_attention", "full": "full_attention"}
+ROUND = 5
+"""Steps of one variant before the next one has its turn."""
+SETTLE = 5
+"""Steps before any is timed."""
+
+
+def time_steps(keys: Mapping[str, Any]) -> Seconds:
+    """Return tokens per second, MFU and, on a GPU, memory of every shape under every variant.
+
+    The variants of a shape take turns, so that all meet the same load; the median step counts.
+    Attention is counted causal (half) and full, both over the matmul rate measured just before.
+    """
+    variants = keys["variants"].split(",")
+    for name in variants:
+        check(name in VARIANTS, f"variants: {name!r} is not one of {', '.join(VARIANTS)}")
+    found: Seconds = {}
+    with tempfile.TemporaryDirectory() as root:
+        for model in keys["models"].split(","):
+            configs = {name: _config(model, name, keys, root) for name in variants}
+            corpus = open_corpus(prepare(configs[variants[0]].data))
+            device = runtime.pick_device(configs[variants[0]].runtime)
+            if not found:
+                found = _ceilings(device)
+            found |= _shape(model, configs, corpus, device, keys["steps"], found)
+    return found
+
+
+def _ceilings(device: torch.device) -> Seconds:
+    return {
+        "matmul float32, GFLOP/s": roofline.matmul_flops(device, torch.float32) / 1e9,
+        "matmul bfloat16, GFLOP/s": roofline.matmul_flops(device, torch.bfloat16) / 1e9,
+        "copy, GB/s": roofline.copy_bytes(device) / 1e9,
+    }
+
+
+def _config(model: str, variant: str, keys: Mapping[str, Any], root: str) -> TrainConfig:
+    tokens = keys["tokens"]
+    overrides = [
+        f"model={model}",
+        f"recipe.batch_tokens={tokens}",
+        "budget.flops=null",
+        f"budget.n_tokens={tokens * 1000}",
+        "data.max_epochs=1e6",
+        f"runs_root={Path(root)}",
+        *VARIANTS[variant],
+    ]
+    return build_run(compose("train", overrides))[0]
+
+
+def _shape(
+    model: str,
+    configs: Mapping[str, TrainConfig],
+    corpus: Corpus,
+    device: torch.device,
+    n_steps: int,
+    ceilings: Mapping[str, float],
+) -> Seconds:
+    sessions = {name: _session(config, corpus, device) for name, config in configs.items()}
+    memory = {}
+    for name, session in sessions.items():
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        _take(session, SETTLE)
+        memory[name] = runtime.peak_memory_bytes(device)
+    steps: dict[str, list[float]] = {name: [] for name in sessions}
+    while len(steps[next(iter(steps))]) * ROUND < n_steps:
+        for name, session in sessions.items():
+            steps[name].append(_take(session, ROUND) / ROUND)
+    found: Seconds = {}
+    for name, session in sessions.items():
+        plan = session.plan
+        rate = plan.batch_tokens / median(steps[name])
+        peak = ceilings[f"matmul {name.partition('-')[0]}, GFLOP/s"] * 1e9
+        found[f"{model} {name}, tokens/s"] = rate
+        for count, convention in COUNTS.items():
+            per_token = plan.flops[convention] / plan.n_tokens
+            found[f"{model} {name}, MFU {count}, %"] = 100 * per_token * rate / peak
+        if device.type == "cuda":
+            found[f"{model} {name}, GB"] = memory[name] / 1e9
+    return found
+
+
+def _session(config: TrainConfig, corpus: Corpus, device: torch.device) -> Session:
+    plan = plan_run(config, vocab_size=corpus.manifest.vocab_size, unique_tokens=None)
+    few = dataclasses.replace(config.evaluation, n_tokens=2 * config.seq_len.seq_len)
+    return Session(dataclasses.replace(config, evaluation=few), plan, corpus, device)
+
+
+def _take(session: Session, n_steps: int) -> float:
+    """Return the seconds of some steps, the wait for the device and the losses included."""
+    roofline.wait(session.device)
+    begin = time.perf_counter()
+    for _ in range(n_steps):
+        session.train_step()
+    session.drain_losses()
+    roofline.wait(session.device)
+    return time.perf_counter() - begin
+
+
+def ratios(found: Seconds) -> Facts:
+    """Return how many times faster each variant is than the first one of its shape."""
+    rates = {name: value for name, value in found.items() if name.endswith("tokens/s")}
+    first: dict[str, float] = {}
+    facts: Facts = {}
+    for name, value in rates.items():
+        model, _, variant = name.removesuffix(", tokens/s").partition(" ")
+        base = first.setdefault(model, value)
+        if base is not value:
+            facts[f"{model} {variant}, times the first"] = value / base
+    return facts
+
+
+BENCH = Bench(
+    keys={"steps": "50", "tokens": "4096"},
+    text={"models": "w32d2,w64d4,w128d4", "variants": "float32,bfloat16"},
+    run=time_steps,
+    facts=ratios,
+    packages=("torch", "numpy"),
+)
