@@ -1,0 +1,93 @@
+"""A sweep from the command to the fitted curve: where its time goes, and its MFU."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benches import Bench, BenchError, Facts, Seconds, roofline
+from benches.alone import TRAIN
+from llmtrain.corpus.prepare import prepare
+from llmtrain.spec.settings import build_run
+from llmtrain.sweep.pool import make_slots
+
+ANALYZE = TRAIN.with_name("analyze.py")
+WALL, FIT, PEAK = "command to last record", "analysis", "matmul of all slots, GFLOP/s"
+NOMINAL, SPENT = "FLOPs of all cells, GFLOP", "FLOPs spent, GFLOP"
+IDLE = "slots: idle, between cells, starting"
+
+
+def time_sweep(keys: Mapping[str, Any]) -> Seconds:
+    """Return the seconds of a whole sweep and of its analysis, and of the slots' time by use.
+
+    The slots' seconds add up to slots x wall; the corpus is prepared before.
+    """
+    from edge import compose  # noqa: PLC0415 - Hydra, only here
+
+    overrides = [f"sweep={keys['sweep']}", *keys["set"].split()]
+    prepare(build_run(compose("train", overrides))[0].data)
+    slots = make_slots(1)
+    with tempfile.TemporaryDirectory() as root:
+        own = [*overrides, f"runs_root={root}", "tracking.wandb=disabled"]
+        begin = time.perf_counter()
+        _run([str(TRAIN), *own])
+        trained = time.perf_counter()
+        (folder,) = (path for path in Path(root).iterdir() if path.is_dir())
+        _run([str(ANALYZE), f"runs={folder}", f"out={root}/report"])
+        wall, fit = trained - begin, time.perf_counter() - trained
+        records = [json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("*/record.json")]
+    parts = sorted({part for record in records for part in record["seconds"]})
+    spent = {part: sum(record["seconds"][part] for record in records) for part in parts}
+    return {
+        WALL: wall,
+        FIT: fit,
+        **{f"slots: {part}": seconds for part, seconds in spent.items()},
+        IDLE: len(slots) * wall - sum(spent.values()),
+        NOMINAL: sum(record["flops"]["full_attention"] for record in records) / 1e9,
+        SPENT: sum(record["flops_spent"] for record in records) / 1e9,
+        PEAK: _peak(len(slots)) / 1e9,
+    }
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, *command], check=False, capture_output=True, text=True, timeout=3600
+    )
+    if done.returncode:
+        raise BenchError(f"{Path(command[0]).name} failed: {done.stderr.strip()}")
+
+
+def _peak(n_slots: int) -> float:
+    """Return the matmul FLOP/s of all slots: one thread each on a CPU, a device each on a GPU."""
+    torch.set_num_threads(1)
+    if torch.cuda.is_available():
+        return n_slots * roofline.matmul_flops(torch.device("cuda"), torch.bfloat16)
+    return n_slots * roofline.matmul_flops(torch.device("cpu"), torch.float32)
+
+
+def shares(found: Seconds) -> Facts:
+    """Return the sweep's MFU, on all FLOPs and on those spent, and the shares of its time."""
+    slots = {name: seconds for name, seconds in found.items() if name.startswith("slots: ")}
+    whole = sum(slots.values())
+    reached = found[WALL] * found[PEAK]
+    return {
+        "sweep MFU over the measured matmul, FLOPs of all cells, %": 100 * found[NOMINAL] / reached,
+        "sweep MFU over the measured matmul, FLOPs spent, %": 100 * found[SPENT] / reached,
+        "seconds to the fitted curve": found[WALL] + found[FIT],
+        **{f"share of {name}, %": 100 * seconds / whole for name, seconds in slots.items()},
+    }
+
+
+BENCH = Bench(
+    keys={},
+    text={"sweep": "demo", "set": ""},
+    run=time_sweep,
+    facts=shares,
+    packages=("torch", "numpy", "scipy"),
+)
