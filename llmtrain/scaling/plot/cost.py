@@ -21,7 +21,7 @@ class Panel:
     """A power through this many of the largest x, on logarithmic axes; None: a line through all."""
 
     def fit(self) -> tuple[float, float]:
-        """Return slope and y at x = 0 of the line, or power and y at x = 1; relative errors count."""
+        """Return (slope, y at x = 0) of the line, or (power, y at x = 1)."""
         if self.tail is None:
             slope, start = np.polyfit(self.x, self.y, 1, w=1.0 / self.y)
             return float(slope), float(start)
