@@ -4,13 +4,14 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 STAMP_NO_TORCH := .venv-notorch/.installed
 
-.PHONY: help setup demo test test-full test-no-torch lint clean
+.PHONY: help setup demo test test-full test-no-torch bench lint clean
 
 help:
 	@echo "make demo       set up, run a real IsoFLOP sweep on the CPU, fit it, show the figure"
 	@echo "make test       set up, run the fast tests"
 	@echo "make test-full  the slow tests too"
 	@echo "make test-no-torch  the tests of spec and scaling where torch is not installed"
+	@echo "make bench      the benchmarks of this machine, under ten minutes"
 	@echo "make lint       ruff and mypy"
 	@echo "make setup      the environment only (.venv, from pyproject.toml with constraints.txt)"
 
@@ -44,6 +45,13 @@ $(STAMP_NO_TORCH): pyproject.toml constraints.txt
 	.venv-notorch/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
 	! .venv-notorch/bin/python -c 'import torch' 2>/dev/null
 	@touch $(STAMP_NO_TORCH)
+
+# Under ten minutes on two cores; for figures to compare, leave the machine to it alone.
+bench: setup
+	mkdir -p runs/bench
+	for part in step run pool cost analysis sweep; do \
+		$(BIN)/python scripts/bench.py what=$$part repeats=1 out=runs/bench/$$part.json || exit; \
+	done
 
 lint: setup
 	$(BIN)/ruff check .

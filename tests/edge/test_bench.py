@@ -1,0 +1,117 @@
+"""scripts/bench.py times real parts, stage by stage, and says on what machine."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benches import cost, run, step, sweep
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench.py"
+
+
+def bench(*overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *overrides], capture_output=True, text=True, check=False
+    )
+
+
+def test_a_bench_prints_its_stages_and_writes_them_with_the_machine(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    done = bench("what=analysis", "repeats=1", "draws=20", f"out={out}")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(out.read_text(encoding="utf-8"))
+    stages = document["median"]
+    assert stages["all"] == pytest.approx(
+        sum(value for name, value in stages.items() if name != "all")
+    )
+    assert {"numpy", "scipy", "cores"} <= set(document["machine"])
+    assert f"{stages['all']:.4g}" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_pool_bench_does_the_same_work_warm_and_cold_and_says_how_it_came_about(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "bench.json"
+    done = bench("what=pool", "repeats=1", "cells=2", "steps=2", f"out={out}")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(out.read_text(encoding="utf-8"))
+    stages = document["median"]
+    ratio = stages["a process each"] / stages["warm workers"]
+    assert document["facts"]["cold over warm"] == pytest.approx(ratio)
+    assert document["command"].startswith("python scripts/bench.py what=pool repeats=1 cells=2")
+    assert {"cpu", "load", "torch", "code"} <= set(document["machine"])
+
+
+@pytest.mark.parametrize("override", ["what=nothing", "colour=red", "repeats=many"])
+def test_a_bench_refuses_what_it_does_not_know(override: str) -> None:
+    done = bench(override)
+    assert done.returncode == 2
+    assert done.stderr.startswith("bench.py: ")
+
+
+def test_the_fixed_cost_is_the_intercept_of_planted_runs() -> None:
+    planted = {
+        run.name_of(side, n_tokens): fixed + n_tokens / 5e4
+        for side, fixed in zip(run.SIDES, (0.25, 4.0), strict=True)
+        for n_tokens in (10_000, 30_000, 100_000)
+    }
+    facts = run.fixed_costs(planted)
+    assert facts["warm: fixed cost of a run, s"] == pytest.approx(0.25)
+    assert facts["a process each: fixed cost of a run, s"] == pytest.approx(4.0)
+    assert facts["warm: steady tokens/s"] == pytest.approx(5e4)
+
+
+def test_planted_growth_is_found() -> None:
+    planted = {f"{n} cells": 2.0 + 0.5 * n for n in cost.CELLS}
+    sizes = (10_000, 40_000, 90_000, 250_000)
+    planted |= {f"{n} parameters, steps": 3e-6 * n**1.1 for n in sizes}
+    planted |= {f"{n} parameters, GB": 0.4 + 16e-9 * n for n in sizes}
+    planted |= {f"{n} tokens, steps": 2e-5 * n for n in cost.TOKENS}
+    assert list(cost.growth(planted).values()) == pytest.approx([2.0, 0.5, 1.1, 1.0, 0.4, 16.0])
+
+
+def test_a_sweep_on_two_slots_that_reaches_half_its_peak_is_called_so() -> None:
+    planted = {
+        sweep.WALL: 10.0,
+        sweep.FIT: 2.0,
+        "slots: train": 15.0,
+        "slots: evaluate": 1.0,
+        sweep.IDLE: 4.0,
+        sweep.NOMINAL: 500.0,
+        sweep.SPENT: 400.0,
+        sweep.PEAK: 100.0,
+    }
+    facts = sweep.shares(planted)
+    assert facts["sweep MFU over the measured matmul, FLOPs of all cells, %"] == pytest.approx(50)
+    assert facts["sweep MFU over the measured matmul, FLOPs spent, %"] == pytest.approx(40)
+    assert facts["seconds to the fitted curve"] == 12.0
+    assert sum(v for k, v in facts.items() if k.startswith("share")) == pytest.approx(100)
+
+
+def test_variants_are_compared_within_their_shape() -> None:
+    planted = {"a float32, tokens/s": 10.0, "a bfloat16, tokens/s": 15.0}
+    planted |= {"b float32, tokens/s": 8.0, "b bfloat16, tokens/s": 4.0, "copy, GB/s": 1.0}
+    facts = step.ratios(planted)
+    assert facts == {"a bfloat16, times the first": 1.5, "b bfloat16, times the first": 0.5}
+
+
+@pytest.mark.slow
+def test_steps_and_runs_are_measured(tmp_path: Path) -> None:
+    out = tmp_path / "step.json"
+    keys = ("models=w16d2", "variants=float32,bfloat16", "steps=10", "tokens=1024")
+    done = bench("what=step", "repeats=1", *keys, f"out={out}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text(encoding="utf-8"))["median"]
+    counts = [found[f"w16d2 float32, MFU {count}, %"] for count in ("causal", "full")]
+    # (6 N + 6 L d T) over (6 N + 12 L d T), for N = 10,240, L = 2, d = 16, T = 128.
+    N, attention = 10_240, 6 * 2 * 16 * 128
+    assert counts[0] / counts[1] == pytest.approx((6 * N + attention) / (6 * N + 2 * attention))
+    done = bench("what=run", "repeats=1", "model=w16d2", "tokens=8192", f"out={out}")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(out.read_text(encoding="utf-8"))["facts"]
+    fixed = [facts[f"{side}: fixed cost of a run, s"] for side in run.SIDES]
+    assert np.isfinite(fixed).all()
