@@ -87,7 +87,10 @@ def run_identity(config: TrainConfig) -> dict[str, object]:
     full = dataclasses.asdict(config)
     keep = ("model", "optimizer", "schedule", "seq_len", "recipe", "seed")
     data = {k: v for k, v in full["data"].items() if k not in ("root", "max_epochs")}
-    budget = {k: full["budget"][k] for k in ("flops", "n_tokens", "convention")}
+    budget: dict[str, object] = {"convention": config.budget.convention}
+    for key in ("flops", "n_tokens"):  # 76800 and 76800.0, as Python may give them, are one amount
+        amount = full["budget"][key]
+        budget[key] = None if amount is None else float(amount)
     if config.seq_len.warmup_tokens is None:  # a younger key: runs without it keep their names
         del full["seq_len"]["warmup_tokens"]
     return {

@@ -144,7 +144,7 @@ def _shortened(cell: Cell, seed: int, runs_root: Path) -> TrainConfig:
         name="bench",
         runs_root=str(runs_root),
         budget=dataclasses.replace(
-            config.budget, flops=None, n_tokens=float(OWN_STEPS * plan.batch_tokens)
+            config.budget, flops=None, n_tokens=OWN_STEPS * plan.batch_tokens
         ),
         recipe=dataclasses.replace(config.recipe, batch_tokens=plan.batch_tokens),
         evaluation=dataclasses.replace(

@@ -1,6 +1,7 @@
 """Names of runs: what decides the result is in them, what does not is not, and none collide."""
 
 import copy
+import dataclasses
 import json
 import random
 
@@ -126,6 +127,13 @@ def leaves(value, path=""):
     if not isinstance(value, dict):
         return {path}
     return set().union(*(leaves(v, f"{path}.{k}".lstrip(".")) for k, v in value.items()))
+
+
+def test_an_amount_that_python_gave_as_an_int_is_the_same_amount(make):
+    built = make({"budget.n_tokens": 25_600})
+    whole = dataclasses.replace(built, budget=dataclasses.replace(built.budget, n_tokens=25_600))
+    assert type(whole.budget.n_tokens) is int
+    assert run_id(whole) == run_id(built)
 
 
 def test_every_key_of_a_run_is_either_free_or_decides(make, raw):
