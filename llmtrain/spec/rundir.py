@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from llmtrain.spec.code import code_identity, environment
+from llmtrain.spec.durable import make_folder, write_whole
 from llmtrain.spec.errors import MismatchError, RunLockedError
 from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.plan import RunPlan, run_id, run_identity
@@ -36,7 +37,7 @@ def hold(directory: Path) -> Iterator[None]:
 
     Raises RunLockedError where another one does, and MismatchError where others could write there.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     if (why := why_not_ours(directory)) is not None:
         raise MismatchError(f"{directory} {why}; move it away or choose another runs_root")
     with (directory / "lock").open("a+", encoding="utf-8") as file:
@@ -82,16 +83,16 @@ def why_not_ours(directory: Path) -> str | None:
     return None
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON by rename: whole or absent."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Write JSON by rename: whole or absent, and with `durable` safe from a power cut."""
+    write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n", durable=durable)
 
 
 def write_state(directory: Path, state: str, reason: str | None = None) -> None:
     """Note how far the run is, and why it ended where it failed."""
-    write_json(directory / STATE_FILE, {"state": state, "reason": reason and redact(reason)})
+    content = {"state": state, "reason": reason and redact(reason)}
+    # A state without a reason follows from other files; lost, it reads as planned.
+    write_json(directory / STATE_FILE, content, durable=reason is not None)
 
 
 def read_state(directory: Path) -> tuple[str, str | None]:
