@@ -154,9 +154,8 @@ def take(work: Work, payload: dict[str, Any], report: Report) -> dict[str, Any]:
         signs_of_life += 1
         report(progress)
 
-    with handled(
-        SCHEDULER_SIGNALS, _stop_before_training
-    ):  # until the training loop has its own handlers
+    # Until the training loop has its own handlers.
+    with handled(SCHEDULER_SIGNALS, _stop_before_training):
         result = work(payload, counted)
     if not signs_of_life:  # the record was there by the time the lock was ours
         raise TakenError(f"{directory} was finished by another process")
