@@ -13,18 +13,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write a text file by rename, so that it is whole or absent.
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file by rename: after a kill or a power cut it is the old or the new one, whole.
 
-    `durable=False` spares the waits: a power cut may then leave the file empty.
+    Which of the two a power cut leaves is certain only once its folder is synced.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
-    if durable:
-        sync(temporary)
+    sync(temporary)
     temporary.replace(path)
-    if durable:
-        sync(path.parent)
 
 
 def make_folder(path: Path) -> None:

@@ -83,16 +83,14 @@ def why_not_ours(directory: Path) -> str | None:
     return None
 
 
-def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """Write JSON by rename: whole or absent, and with `durable` safe from a power cut."""
-    write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n", durable=durable)
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON by rename: whole or absent."""
+    write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def write_state(directory: Path, state: str, reason: str | None = None) -> None:
     """Note how far the run is, and why it ended where it failed."""
-    content = {"state": state, "reason": reason and redact(reason)}
-    # A state without a reason follows from other files; lost, it reads as planned.
-    write_json(directory / STATE_FILE, content, durable=reason is not None)
+    write_json(directory / STATE_FILE, {"state": state, "reason": reason and redact(reason)})
 
 
 def read_state(directory: Path) -> tuple[str, str | None]:

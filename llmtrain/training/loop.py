@@ -77,18 +77,25 @@ def train(
     with joined(config.runtime) as team, contextlib.ExitStack() as held:
         team.lead(lambda: held.enter_context(rundir.hold(directory)))
         if (done := team.lead(lambda: read_record(directory))) is not None:
-            return _checked(done, corpus, directory)
+            _check(done, corpus, directory)
+            team.lead(lambda: _end(directory))
+            return done
         team.lead(lambda: rundir.begin(directory, config, plan, corpus.manifest.data_id))
         return _Run(config, corpus, plan, directory, team, on_progress, on_step).finish()
 
 
-def _checked(record: RunRecord, corpus: Corpus, directory: Path) -> RunRecord:
+def _check(record: RunRecord, corpus: Corpus, directory: Path) -> None:
     if record.data_id != corpus.manifest.data_id:
         raise MismatchError(
             f"{directory} was trained on data {record.data_id[:12]}, now it is "
             f"{corpus.manifest.data_id[:12]}; move the folder away to train it again"
         )
-    return record
+
+
+def _end(directory: Path) -> None:
+    """Note that a run is done, where that has not been noted: after a kill behind its record."""
+    if rundir.read_state(directory)[0] != "done":
+        rundir.write_state(directory, "done")
 
 
 class _Run:
@@ -181,7 +188,7 @@ class _Run:
         if text is not None:
             write_whole(self.directory / SAMPLE_FILE, text + "\n")
         write_record(self.directory, record)
-        rundir.write_state(self.directory, "done")
+        _end(self.directory)
         return record
 
     def _note_state(self, state: str) -> None:
