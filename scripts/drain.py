@@ -8,6 +8,9 @@ max_requeues=0 (how often a task that was stopped asks SLURM to start it again),
 worker whose cell makes no step for so long is killed; left out, it is waited for).
 """
 
+import interrupts  # noqa: F401 - first: what it sets up holds while the others are imported
+
+# isort: split
 import math
 from pathlib import Path
 

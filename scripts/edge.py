@@ -61,8 +61,8 @@ def guarded(action: Callable[[], int | None]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         _complain(f"{program}: {explain(error)}")
         return ConfigError.exit_code
-    except KeyboardInterrupt:
-        _complain(f"{program}: interrupted; run the same command to go on")
+    except KeyboardInterrupt as error:
+        _complain(f"{program}: stopped by {str(error) or 'SIGINT'}; run the same command to go on")
         return 75
     except Exception as error:
         if _raised_by_hydra(error):  # some malformed overrides reach Python's own errors in there

@@ -4,6 +4,9 @@ Every key of configs/data/*.yaml can be set. The corpus lies in a folder named b
 settings below data.root; running the same command again finds it there.
 """
 
+import interrupts  # first: what it sets up holds while the others are imported
+
+# isort: split
 import math
 import sys
 import time
@@ -38,6 +41,7 @@ class PrepareConfig:
 def main(overrides: list[str]) -> None:
     """Prepare the corpus of the composed configuration, verify it, and print what it holds."""
     config = build(PrepareConfig, compose("prepare", overrides)).data
+    interrupts.with_cleaning()
     began = time.perf_counter()
     with progress_lines() as progress:
         directory = prepare(config, progress=progress)

@@ -13,6 +13,9 @@ Every key of configs/ can be set as key=value. A run that is finished is not run
 was stopped goes on. Results: runs/<name>/<run_id>/record.json.
 """
 
+import interrupts  # first: what it sets up holds while the others are imported
+
+# isort: split
 import os
 import sys
 from pathlib import Path
@@ -49,6 +52,7 @@ def train_one(config: TrainConfig, launch: LaunchConfig) -> None:
     # 1.4 s, after the config is checked
     from llmtrain.training.memory import train_in_memory  # noqa: PLC0415
 
+    interrupts.with_cleaning()
     corpus = opened(prepare(config.data))
     with RunConsole(enabled=config.tracking.progress and leads) as console:
         record = train_in_memory(config, corpus, on_progress=console.show)
@@ -68,7 +72,7 @@ def main(composed: DictConfig) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    sys.exit(code)
+    interrupts.leave(code)
 
 
 def run() -> None:
@@ -88,4 +92,4 @@ if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
     else:
-        sys.exit(guarded(run))
+        interrupts.leave(guarded(run))

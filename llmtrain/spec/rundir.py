@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from llmtrain.spec.code import code_identity, environment
+from llmtrain.spec.durable import make_folder, write_whole
 from llmtrain.spec.errors import MismatchError, RunLockedError
 from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.plan import RunPlan, run_id, run_identity
@@ -36,7 +37,7 @@ def hold(directory: Path) -> Iterator[None]:
 
     Raises RunLockedError where another one does, and MismatchError where others could write there.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     if (why := why_not_ours(directory)) is not None:
         raise MismatchError(f"{directory} {why}; move it away or choose another runs_root")
     with (directory / "lock").open("a+", encoding="utf-8") as file:
@@ -84,9 +85,7 @@ def why_not_ours(directory: Path) -> str | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON by rename: whole or absent."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def write_state(directory: Path, state: str, reason: str | None = None) -> None:

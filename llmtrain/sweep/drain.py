@@ -1,12 +1,11 @@
 """Cells in a file on a shared folder, and any number of machines that work them off together."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.plan import plan_run, run_id
 from llmtrain.spec.rundir import is_held, read_state, run_directory, write_json
 from llmtrain.spec.settings import TrainConfig
+from llmtrain.spec.signals import SCHEDULER_SIGNALS, handled, interrupt
 from llmtrain.sweep.ledger import (
     CellStatus,
     is_done,
@@ -27,12 +27,7 @@ from llmtrain.sweep.ledger import (
 from llmtrain.sweep.pool import Watcher, run_jobs
 from llmtrain.sweep.process import Job, Outcome, Report, Slot, Work
 
-# What schedulers send before they take a machine away: submitit asks SLURM for USR2, other sites
-# send USR1, HUP or TERM.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-KILLED_BY_STOP = tuple(f"killed by {number.name}" for number in STOP_SIGNALS)
-
-
+KILLED_BY_STOP = tuple(f"killed by {number.name}" for number in SCHEDULER_SIGNALS)
 LOOK_EVERY_S = 0.5  # at cells that other processes hold
 
 
@@ -115,7 +110,7 @@ def drain(
     """Train every cell that is neither done, nor failed, nor held by another process.
 
     `wait`: go on until no other process holds a cell either, and take up what it leaves undone.
-    Returns the outcomes of the cells that ended here, failures among them. Any of STOP_SIGNALS
+    Returns the outcomes of the cells that ended here, failures among them. Any of SCHEDULER_SIGNALS
     makes the workers save and raises InterruptedRunError.
     """
     jobs = {run_directory(config): cell_job(config) for config in configs}
@@ -127,7 +122,7 @@ def drain(
         if is_passed_by(path):
             watcher.passed_by(job, read_state(path)[1])
     try:
-        with _on_stop_signals(_stop_the_pool):
+        with handled(SCHEDULER_SIGNALS, interrupt):  # the pool then lets its workers save
             # Each look takes up what another process held in the one before and then gave back.
             while unsettled := _unsettled(jobs, recorder):
                 if free := [jobs[path] for path in unsettled if _is_free(path, jobs[path])]:
@@ -159,7 +154,8 @@ def take(work: Work, payload: dict[str, Any], report: Report) -> dict[str, Any]:
         signs_of_life += 1
         report(progress)
 
-    with _on_stop_signals(_stop_before_training):  # until the training loop has its own handlers
+    # Until the training loop has its own handlers.
+    with handled(SCHEDULER_SIGNALS, _stop_before_training):
         result = work(payload, counted)
     if not signs_of_life:  # the record was there by the time the lock was ours
         raise TakenError(f"{directory} was finished by another process")
@@ -215,19 +211,3 @@ def _was_stopped(outcome: Outcome) -> bool:
 
 def _stop_before_training(number: int, _frame: object) -> None:
     raise InterruptedRunError(f"{signal.Signals(number).name} before the first step")
-
-
-def _stop_the_pool(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt  # the pool then lets its workers save and stops
-
-
-@contextlib.contextmanager
-def _on_stop_signals(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Call `handler` on every stop signal that is not ignored, as nohup ignores HUP."""
-    heard = [n for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in heard}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

@@ -1,17 +1,17 @@
 """A bounded pool of warm worker processes, one per core or GPU; replaced when a job kills it."""
 
-import contextlib
 import dataclasses
 import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from llmtrain.spec.errors import InterruptedRunError
+from llmtrain.spec.signals import handled, interrupt
 from llmtrain.sweep.process import GRACE_S, Job, Outcome, Slot, Work, Worker
 
 LOOKS = 4  # times that a worker is looked at within the limit of a hang
@@ -66,7 +66,7 @@ def run_jobs(
     workers: list[Worker] = []
     with tempfile.TemporaryDirectory(prefix="llmtrain-") as scratch:
         try:
-            with _signals_interrupt():
+            with handled((signal.SIGTERM, signal.SIGINT), interrupt):
                 for slot in slots[: len(jobs)]:
                     workers.append(Worker(slot, work, Path(scratch)))
                     _hand_out(queue, workers, watcher)
@@ -145,22 +145,6 @@ def _stop(workers: Sequence[Worker]) -> None:
                 break
             if kind != "progress":
                 break
-
-
-@contextlib.contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Make SIGTERM and SIGINT raise KeyboardInterrupt, also where SIGINT came in ignored."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _visible_gpus() -> list[str]:

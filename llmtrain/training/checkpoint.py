@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llmtrain.spec.durable import make_folder, sync
 from llmtrain.spec.errors import CheckpointError, MismatchError
 from llmtrain.spec.jsonfile import read_json
 
@@ -29,7 +30,7 @@ def save_checkpoint(
     Built aside, synced, renamed, read back and checked; only then are older ones removed, down to
     `keep`; None keeps all. Nothing is pickled.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     aside = folder / f".tmp-{step:09d}-{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
@@ -41,16 +42,16 @@ def save_checkpoint(
     manifest = {"run_id": run_id, "step": step, "files": files}
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in [*aside.iterdir(), aside]:
-        _sync(path)
+        sync(path)
     target = folder / f"step-{step:09d}"
     if target.exists():  # a damaged one that was passed over
         target.rename(folder / f".old-{step:09d}-{os.getpid()}")
     aside.rename(target)
-    _sync(folder)
+    sync(folder)
     problem = _problem(target, run_id)
     if problem is not None:
         raise CheckpointError(f"{target}: {problem} right after writing; check the disk")
-    _prune(folder, keep)
+    _prune(target, keep)
     return target
 
 
@@ -93,6 +94,12 @@ def read_checkpoint(path: Path, *, run_id: str) -> dict[str, Any]:
     raise CheckpointError(f"{path}: {problem}; remove it")
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a save that was killed left behind; for the one process that saves there."""
+    for path in [*folder.glob(".tmp-*"), *folder.glob(".old-*")]:
+        shutil.rmtree(path)
+
+
 def is_sound(path: Path, *, run_id: str) -> bool:
     """Return whether a whole checkpoint of this owner is there."""
     return _problem(path, run_id) is None
@@ -119,26 +126,20 @@ def _problem(path: Path, run_id: str) -> str | None:
     return None
 
 
-def _prune(folder: Path, keep: int | None) -> None:
+def _prune(newest: Path, keep: int | None) -> None:
+    """Leave the `keep` newest up to the one just verified; what is newer was passed over."""
+    folder = newest.parent
     if keep is not None:
-        for path in sorted(folder.glob("step-*"), reverse=True)[keep:]:
-            shutil.rmtree(path)
-    for path in [*folder.glob(".tmp-*"), *folder.glob(".old-*")]:
-        shutil.rmtree(path)
+        upto = sorted(path for path in folder.glob("step-*") if path.name <= newest.name)
+        for path in upto[:-keep]:  # by rename, so that none is ever half there
+            path.rename(folder / f".old-{path.name.removeprefix('step-')}-{os.getpid()}")
+    clear_leftovers(folder)
 
 
 def _describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"size": path.stat().st_size, "sha256": digest}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # Dictionaries become lists of pairs, because optimizer states have integer keys and JSON has none.

@@ -52,14 +52,17 @@ class Evaluator:
         self,
         forward: Callable[[Tensor], Tensor],
         autocast: Callable[[], AbstractContextManager[None]],
+        between: Callable[[], None] = lambda: None,
     ) -> Evaluation:
         """Return the loss of `forward`, which maps (B, T) tokens to (B, T, V) logits.
 
+        `between` is called before every pass; what it raises ends the evaluation.
         Collective: every process fills in its own rows, and the sum with the others' zeros is all.
         """
         n_rows = len(self.inputs)
         losses = torch.zeros(n_rows, device=self.device)
         for part in self.team.passes(n_rows, self.rows_per_pass):
+            between()
             inputs, targets = self.inputs[part.rows], self.targets[part.rows]
             with autocast():
                 logits = forward(inputs.to(self.device))

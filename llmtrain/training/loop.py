@@ -6,16 +6,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from llmtrain.board.mirror import Mirror, NoMirror, Row
 from llmtrain.corpus.shards import Corpus
 from llmtrain.spec import rundir
+from llmtrain.spec.branching import FOLDER
+from llmtrain.spec.durable import write_whole
 from llmtrain.spec.errors import DivergedError, InterruptedRunError, MismatchError
 from llmtrain.spec.plan import RunPlan, plan_run, run_id
 from llmtrain.spec.record import RunRecord, read_record, write_record
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.training import runtime
-from llmtrain.training.checkpoint import load_checkpoint, save_checkpoint
+from llmtrain.training.checkpoint import clear_leftovers, load_checkpoint, save_checkpoint
 from llmtrain.training.energy import EnergyMeter
 from llmtrain.training.evaluate import Evaluation
 from llmtrain.training.parallel import Team, joined
@@ -74,18 +77,25 @@ def train(
     with joined(config.runtime) as team, contextlib.ExitStack() as held:
         team.lead(lambda: held.enter_context(rundir.hold(directory)))
         if (done := team.lead(lambda: read_record(directory))) is not None:
-            return _checked(done, corpus, directory)
+            _check(done, corpus, directory)
+            team.lead(lambda: _end(directory))
+            return done
         team.lead(lambda: rundir.begin(directory, config, plan, corpus.manifest.data_id))
         return _Run(config, corpus, plan, directory, team, on_progress, on_step).finish()
 
 
-def _checked(record: RunRecord, corpus: Corpus, directory: Path) -> RunRecord:
+def _check(record: RunRecord, corpus: Corpus, directory: Path) -> None:
     if record.data_id != corpus.manifest.data_id:
         raise MismatchError(
             f"{directory} was trained on data {record.data_id[:12]}, now it is "
             f"{corpus.manifest.data_id[:12]}; move the folder away to train it again"
         )
-    return record
+
+
+def _end(directory: Path) -> None:
+    """Note that a run is done, where that has not been noted: after a kill behind its record."""
+    if rundir.read_state(directory)[0] != "done":
+        rundir.write_state(directory, "done")
 
 
 class _Run:
@@ -110,10 +120,13 @@ class _Run:
         self.session = Session(config, plan, corpus, device, team)
         state, passed_over = load_checkpoint(directory / CHECKPOINTS, run_id=self.run_id)
         if team.leads:
+            for folder in (CHECKPOINTS, FOLDER):
+                clear_leftovers(directory / folder)
             for line in passed_over:
                 runtime.warn(line)
-        shared = None
+        shared, self.evaluating = None, False
         if state is not None:
+            self.evaluating = state.get("evaluating", False)
             self.session.restore(state["session"])
         elif config.checkpoint.branch_from is not None:
             shared = starting_state(config, plan, corpus.manifest.data_id)
@@ -143,35 +156,39 @@ class _Run:
 
     def finish(self) -> RunRecord:
         """Train what is missing, evaluate, and leave the record as the last thing written."""
-        self._note_state("running")
-        try:
-            with runtime.stop_on_signals() as stop:
-                self._train(stop)
+        with runtime.stop_on_signals() as self.stop:  # also while the files are closed
+            try:
+                self._note_state("running")
+                self._train()
                 self._note_state("trained")
-                final = self._log_evaluation()
+                final = self._evaluate()
+                text = self._sample()
+                self._log_evaluation(final)
                 self._note_state("evaluated")
-        except BaseException as error:
-            self._leave(error)
-            raise
-        text = None
-        if self.config.evaluation.sample_tokens > 0:
-            text = sample_text(self.session.model, self.corpus, self.config)
-        record = make_record(
-            self.session,
-            self.corpus,
-            final,
-            energy=self.energy,
-            metrics_sha256=self.metrics.close(),
-        )
-        record = self.team.lead(lambda: self._leave_record(record, text))
-        self.mirror.finish(wandb_summary(record))
+            except BaseException as error:
+                self._leave(error)
+                raise
+            record = make_record(
+                self.session,
+                self.corpus,
+                final,
+                energy=self.energy,
+                metrics_sha256=self.metrics.close(),
+            )
+            record = self.team.lead(lambda: self._leave_record(record, text))
+            self.mirror.finish(wandb_summary(record))
         return record
+
+    def _sample(self) -> str | None:
+        if self.config.evaluation.sample_tokens == 0:
+            return None
+        return sample_text(self.session.model, self.corpus, self.config, self._stop_if_asked)
 
     def _leave_record(self, record: RunRecord, text: str | None) -> RunRecord:
         if text is not None:
-            (self.directory / SAMPLE_FILE).write_text(text + "\n", encoding="utf-8")
+            write_whole(self.directory / SAMPLE_FILE, text + "\n")
         write_record(self.directory, record)
-        rundir.write_state(self.directory, "done")
+        _end(self.directory)
         return record
 
     def _note_state(self, state: str) -> None:
@@ -180,34 +197,43 @@ class _Run:
     def _leave(self, error: BaseException) -> None:
         """Close what is open and note how the run stands; what was trained is kept."""
         self.metrics.close()
-        again = isinstance(error, InterruptedRunError) or runtime.is_out_of_memory(error)
+        interrupted = isinstance(error, InterruptedRunError | KeyboardInterrupt)
+        again = interrupted or runtime.is_out_of_memory(error)
         reason = str(error) or type(error).__name__
         if self.team.leads:  # not `lead`: the others may be gone
             rundir.write_state(self.directory, "stopped" if again else "failed", reason)
         self.mirror.finish({}, exit_code=getattr(error, "exit_code", 1))
 
-    def _train(self, stop: runtime.StopRequest) -> None:
+    def _train(self) -> None:
         session, plan = self.session, self.plan
         while session.step < plan.n_steps:
-            session.train_step()
-            self.on_step()
+            if not self.evaluating:  # a run that was stopped in an evaluation goes on there
+                session.train_step()
+                self.on_step()
             last = session.step == plan.n_steps
-            if last or session.step % self.log_every == 0:
+            if not self.evaluating and (last or session.step % self.log_every == 0):
                 self._log_step()
-            if not last and session.step % self.evaluate_every == 0:
-                self._log_evaluation()
+            if self.evaluating or (not last and session.step % self.evaluate_every == 0):
+                self._log_evaluation(self._evaluate())
             if session.step in self.config.checkpoint.branch_at:
                 self._keep_for_branches()
-            stopped_by, save = self.team.highest(stop.number, self._save_is_due())
-            if stopped_by and not last:
-                self._save()
-                name = signal.Signals(stopped_by).name
-                raise InterruptedRunError(
-                    f"{name} at step {session.step} of {plan.n_steps}; saved in "
-                    f"{self.directory}; run the same command to go on"
-                )
+            number, save = self.team.highest(self.stop.number, self._save_is_due())
+            if number:
+                self._save_and_stop(number)
             if save and not last:
                 self._save()
+
+    def _stop_if_asked(self) -> None:
+        (number,) = self.team.highest(self.stop.number)
+        if number:
+            self._save_and_stop(number)
+
+    def _save_and_stop(self, number: int) -> NoReturn:
+        self._save()
+        raise InterruptedRunError(
+            f"{signal.Signals(number).name} at step {self.session.step} of {self.plan.n_steps}; "
+            f"saved in {self.directory}; run the same command to go on"
+        )
 
     def _log_step(self) -> None:
         session = self.session
@@ -231,12 +257,15 @@ class _Run:
                 )
             )
 
-    def _log_evaluation(self) -> Evaluation:
-        session = self.session
-        result = session.evaluate()
-        self._log(session.clock() | {"val/loss": result.loss, "val/bpb": result.bpb})
+    def _evaluate(self) -> Evaluation:
+        self.evaluating = True  # until the row is written
+        result = self.session.evaluate(self._stop_if_asked)
         self.on_step()
         return result
+
+    def _log_evaluation(self, result: Evaluation) -> None:
+        self._log(self.session.clock() | {"val/loss": result.loss, "val/bpb": result.bpb})
+        self.evaluating = False
 
     def _log(self, row: Row) -> None:
         self.metrics.write(row)
@@ -258,7 +287,11 @@ class _Run:
 
     def _save(self) -> None:
         with self.session.timed("save"):
-            state = {"session": self.session.state(), "metrics": self.metrics.length()}
+            state = {
+                "session": self.session.state(),
+                "metrics": self.metrics.length(),
+                "evaluating": self.evaluating,
+            }
             self.team.lead(
                 lambda: save_checkpoint(
                     self.directory / CHECKPOINTS,

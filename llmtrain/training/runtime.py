@@ -5,9 +5,7 @@ import hashlib
 import os
 import platform
 import resource
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -19,6 +17,7 @@ import llmtrain
 from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.redact import redact
 from llmtrain.spec.settings import RuntimeConfig
+from llmtrain.spec.signals import STOP_SIGNALS, handled
 
 # Dense bf16 peaks of one device, TFLOP/s, from the makers' data sheets.
 PEAK_TFLOPS = {
@@ -145,18 +144,8 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turn SIGTERM, SIGINT and what schedulers send into a request the loop reads between steps."""
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
+    with handled(STOP_SIGNALS, request._note):
         yield request
-        return
-    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means to go on
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, request._note) for number in numbers}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _cpu_name() -> str:

@@ -1,5 +1,7 @@
 """A short text from the trained model, for a look; nothing is measured on it."""
 
+from collections.abc import Callable
+
 import torch
 
 from llmtrain.corpus import tokenizer
@@ -12,8 +14,13 @@ SAMPLE_FILE = "sample.txt"
 
 
 @torch.no_grad()
-def sample_text(model: Transformer, corpus: Corpus, config: TrainConfig) -> str:
-    """Return the beginning of the validation text as the model goes on with it."""
+def sample_text(
+    model: Transformer, corpus: Corpus, config: TrainConfig, between: Callable[[], None]
+) -> str:
+    """Return the beginning of the validation text as the model goes on with it.
+
+    `between` is called before every token.
+    """
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(config.seed)
     tokens = [int(token) for token in corpus.val[:PROMPT_TOKENS]]
@@ -22,6 +29,7 @@ def sample_text(model: Transformer, corpus: Corpus, config: TrainConfig) -> str:
     row = torch.zeros((1, config.seq_len.seq_len), dtype=torch.long, device=device)
     model.eval()
     for _ in range(config.evaluation.sample_tokens):
+        between()
         seen = tokens[-row.shape[1] :]
         row[0, : len(seen)] = torch.tensor(seen)
         logits = model(row)[0, len(seen) - 1].float()

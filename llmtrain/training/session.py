@@ -1,6 +1,7 @@
 """Everything that one run holds: model, optimizer, data, clocks; stepped, saved, restored."""
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -137,11 +138,14 @@ class Session:
         """Return the mean loss over the last twentieth of the steps."""
         return self.tail_sum / self.tail_steps
 
-    def evaluate(self) -> Evaluation:
-        """Return the validation loss at full length; training's random numbers are not touched."""
+    def evaluate(self, between: Callable[[], None] = lambda: None) -> Evaluation:
+        """Return the validation loss at full length; training's random numbers are not touched.
+
+        `between` is called before every pass.
+        """
         with self.timed("evaluate"):
             self.model.eval()
-            result = self.evaluator(self.model, self.autocast)
+            result = self.evaluator(self.model, self.autocast, between)
             self.model.train()
         return result
 

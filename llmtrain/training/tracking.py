@@ -9,6 +9,8 @@ from typing import Any
 
 from llmtrain.board.identity import settled_mode, wandb_id
 from llmtrain.board.mirror import Mirror, NoMirror, Row, WandbMirror
+from llmtrain.spec.durable import sync
+from llmtrain.spec.errors import CheckpointError
 from llmtrain.spec.settings import TrackingConfig
 from llmtrain.training.runtime import warn
 
@@ -26,9 +28,18 @@ class MetricsFile:
     """`metrics.jsonl` of a run: one row per logged step, the truth that everything else copies."""
 
     def __init__(self, directory: Path, *, length: int) -> None:
-        """Open the file and cut it to `length` bytes: what the checkpoint had seen."""
+        """Open the file and cut it to `length` bytes: what the checkpoint had seen.
+
+        Raises CheckpointError where the file holds less than that.
+        """
         self.path = directory / METRICS_FILE
         self.file = self.path.open("ab")
+        sync(directory)
+        if (found := self.file.tell()) < length:
+            raise CheckpointError(
+                f"{self.path} has {found} bytes, and {length} when the checkpoint was saved; bring "
+                f"it back, or remove {directory} to train again"
+            )
         self.file.truncate(length)
         self.file.seek(0, os.SEEK_END)
 

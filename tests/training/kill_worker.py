@@ -1,40 +1,235 @@
-"""Train one run in a child that is killed at random moments, until it is done.
+"""Train runs in children of one warm process, end their lives early, and say what came of them.
 
-argv: configuration as JSON, corpus, number of kills, seed. Prints the number of lives it took.
+Reads a JSON list of cases {"corpus", "configs", "runs", "changes", "off"} on stdin; argv: a folder.
+The configurations of a case are trained one after the other, once left alone, then once for each of
+its runs, which is a list of how its lives end before the last one:
+  {"seconds": s}, {"share": x}   kill -9 after s seconds, or a share of an uninterrupted life
+  {"first_step": x}              kill -9 after x steps' time in the first step
+  {"state": name}                kill -9 after state.json says so
+  {"change": n, "power": bool}   kill -9 or a power cut at the n-th change on the disk
+  {"cut_to": k}                  no life: what a kill after the save of step k leaves behind
+`changes`: {"power", "every"} adds a run for every change on the disk, or for each so many. `off` is
+a guard of guards_off.py that the runs live without. Prints a JSON list of lists: of each run, what
+differs from the one left alone, and its lives.
 """
 
+import hashlib
 import json
 import os
-import random
+import shutil
 import signal
 import sys
 import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from disk import Disk
+from guards_off import OFF
 
 from llmtrain.corpus.shards import open_corpus
-from llmtrain.spec.rundir import run_directory
-from llmtrain.spec.settings import build_run
+from llmtrain.spec import rundir
+from llmtrain.spec.build import build
+from llmtrain.spec.errors import InterruptedRunError
+from llmtrain.spec.plan import run_id
+from llmtrain.spec.settings import TrainConfig
+from llmtrain.training import loop
+from llmtrain.training.checkpoint import is_sound
 from llmtrain.training.loop import train
+from llmtrain.training.session import Session
 
-torch.set_num_threads(1)
-config = build_run(json.loads(sys.argv[1]))[0]
-corpus = open_corpus(Path(sys.argv[2]))
-n_kills, metrics = int(sys.argv[3]), run_directory(config) / "metrics.jsonl"
-rng = random.Random(int(sys.argv[4]))
-for life in range(n_kills + 1):
-    child = os.fork()
-    if child == 0:
-        train(config, corpus)
-        os._exit(0)
-    if life < n_kills:
-        time.sleep(rng.uniform(0.05, 0.6))
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    lines = metrics.read_bytes().split(b"\n") if metrics.is_file() else []
-    for line in lines[:-1]:  # what is whole is JSON; the last one may be torn
-        json.loads(line)
-    if status == 0:
-        break
-print(json.dumps({"lives": life + 1, "status": status}))
+Kill = dict[str, Any]
+TIMED = ("train/tokens_per_second", "train/memory_gb", "train/mfu")
+MACHINE = (
+    "seconds", "tokens_per_second", "mfu", "memory_bytes", "energy_j", "metrics_sha256", "sha256",
+)  # fmt: skip
+make_record = loop.make_record
+
+
+def bits(value: Any) -> Iterator[bytes]:
+    """Yield every bit of a nested state but the wall seconds."""
+    if isinstance(value, torch.Tensor):
+        yield f"{value.dtype}{tuple(value.shape)}".encode()
+        yield value.detach().contiguous().view(-1).numpy().tobytes()
+    elif isinstance(value, dict):
+        items = [item for item in value.items() if item[0] != "seconds"]
+        yield from (part for pair in items for item in pair for part in bits(item))
+    elif isinstance(value, list | tuple):
+        yield from (part for item in value for part in bits(item))
+    else:
+        yield repr(value).encode()
+
+
+def beside(config: TrainConfig, name: str) -> Path:
+    """Return a file beside the runs, where no change is counted."""
+    return Path(config.runs_root).parent / name
+
+
+def make_record_with_hash(session: Session, *rest: Any, **named: Any) -> Any:
+    """Leave a hash of the final state beside the runs."""
+    digest = hashlib.sha256(b"\0".join(bits(session.state()))).hexdigest()
+    beside(session.config, f"{run_id(session.config)}.sha256").write_text(digest)
+    return make_record(session, *rest, **named)
+
+
+def came_to(config: TrainConfig) -> dict[str, Any]:
+    """Return everything a run left that no clock decides."""
+    folder = rundir.run_directory(config)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    record = json.loads((folder / "record.json").read_text())
+    kept = folder.glob("branches/step-*/tensors.safetensors")
+    left = [path.name for name in (".*.tmp", ".tmp-*", ".old-*") for path in folder.rglob(name)]
+    return {
+        "metrics": [{k: v for k, v in row.items() if k not in TIMED} for row in rows],
+        "final state": beside(config, f"{folder.name}.sha256").read_text(),
+        "record": {k: v for k, v in record.items() if k not in MACHINE},
+        "branches": {p.parts[-2]: hashlib.sha256(p.read_bytes()).hexdigest() for p in kept},
+        "state.json": rundir.read_state(folder)[0],
+        "leftovers": left,
+    }
+
+
+def checkpoints(config: TrainConfig) -> list[tuple[int, bool]]:
+    """Return the step of every checkpoint that is there, and whether it is whole."""
+    found = (rundir.run_directory(config) / "checkpoints").glob("step-*")
+    return sorted((int(p.name[5:]), is_sound(p, run_id=run_id(config))) for p in found)
+
+
+def kill_myself() -> None:
+    """Die at once."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Case:
+    """Some configurations, and what became of them in folders of their own."""
+
+    def __init__(self, root: Path, asked: dict[str, Any]) -> None:
+        self.root, self.off = root, asked["off"]
+        self.corpus = open_corpus(Path(asked["corpus"]))
+        self.configs = [build(TrainConfig, raw) for raw in asked["configs"]]
+        for config in self.placed("warm"):
+            train(config, self.corpus)
+        begin = time.monotonic()
+        assert self.live(self.placed("whole"), {}) == 0
+        self.whole_s = time.monotonic() - begin
+        self.whole = [came_to(config) for config in self.placed("whole")]
+
+    def placed(self, name: str) -> list[TrainConfig]:
+        """Return the configurations with a folder of their own."""
+        (self.root / name / "runs").mkdir(parents=True, exist_ok=True)
+        return [replace(c, runs_root=str(self.root / name / "runs")) for c in self.configs]
+
+    def run(self, name: str, kills: list[Kill]) -> dict[str, Any]:
+        """Return what a run with these kills came to beside the one left alone."""
+        configs, lives = self.placed(name), []
+        log = self.root / name / "steps.log"
+        for kill in [*kills, {}]:
+            if "cut_to" in kill:
+                self.cut_to(kill["cut_to"], name)
+                continue
+            there = checkpoints(configs[-1])
+            status = self.live(configs, kill, off=self.off)
+            steps = [int(step) for step in log.read_text().split()]
+            lives.append({"status": status, "checkpoints": there, "steps": steps})
+        differs = ["it did not finish"]
+        if status == 0:
+            pairs = zip(map(came_to, configs), self.whole, strict=True)
+            differs = sorted({k for ours, whole in pairs for k in ours if ours[k] != whole[k]})
+        shutil.rmtree(self.root / name)
+        return {"differs": differs, "lives": lives}
+
+    def changes(self, *, power: bool, every: int) -> list[list[Kill]]:
+        """Return a run for each change that an uninterrupted one makes on the disk."""
+        configs = self.placed("count")
+        assert self.live(configs, {"change": 0, "power": power}, off=self.off) == 0
+        n_changes = int(beside(configs[0], "changes").read_text())
+        return [[{"change": i, "power": power}] for i in range(1, n_changes + 1, every)]
+
+    def cut_to(self, step: int, name: str) -> None:
+        """Leave what a kill after the save of a step leaves: later rows, no later checkpoint."""
+        shutil.copytree(self.stored, self.root / name, dirs_exist_ok=True)
+        folder = rundir.run_directory(self.placed(name)[-1]) / "checkpoints"
+        for path in folder.glob("step-*"):
+            if path.name > f"step-{step:09d}":
+                shutil.rmtree(path)
+
+    @cached_property
+    def stored(self) -> Path:
+        """Runs of which the last has a checkpoint of every step."""
+        *before, last = self.placed("stored")
+        for config in before:
+            train(config, self.corpus)
+
+        def stop(progress: loop.Progress) -> None:
+            if progress.step == progress.n_steps:  # the last step is saved for a signal alone
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        every = replace(last.checkpoint, every_steps=1, keep=1000)
+        try:
+            train(replace(last, checkpoint=every), self.corpus, on_progress=stop)
+        except InterruptedRunError:
+            return self.root / "stored"
+        raise AssertionError
+
+    def live(self, configs: list[TrainConfig], kill: Kill, *, off: str | None = None) -> int:
+        """Train in a child that dies as told; return its status."""
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                self.arm(configs[0], kill)
+                OFF.get(off, lambda: None)()
+                for config in configs:
+                    train(config, self.corpus)
+                code = 0
+                beside(configs[0], "changes").write_text(str(Disk.count))
+            except Exception:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        if kill.keys() & {"seconds", "share"}:
+            time.sleep(kill["seconds"] if "seconds" in kill else kill["share"] * self.whole_s)
+            os.kill(child, signal.SIGKILL)
+        return os.waitpid(child, 0)[1]
+
+    def arm(self, config: TrainConfig, kill: Kill) -> None:
+        """Set up the end of this process and a log of its steps."""
+        log = beside(config, "steps.log").open("w")
+        train_step, write_state = Session.train_step, rundir.write_state
+        if "change" in kill:
+            Disk(Path(config.runs_root), last=kill["change"], power=kill["power"])
+        elif not kill:
+            os.fsync = lambda _descriptor: None  # nothing will happen to what it writes
+
+        def noted_step(session: Session) -> None:
+            if log.tell() == 0 and "first_step" in kill:  # at any instruction: no one handles this
+                step_s = self.whole_s / 40
+                signal.setitimer(signal.ITIMER_REAL, kill["first_step"] * step_s + 1e-6)
+            print(session.step, file=log, flush=True)
+            train_step(session)
+
+        def noted_state(directory: Path, state: str, reason: str | None = None) -> None:
+            write_state(directory, state, reason)
+            if state == kill.get("state"):
+                kill_myself()
+
+        Session.train_step = noted_step  # type: ignore[method-assign]
+        rundir.write_state = noted_state
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    loop.make_record = make_record_with_hash
+    answers = []
+    for i, asked in enumerate(json.load(sys.stdin)):
+        case = Case(Path(sys.argv[1]) / str(i), asked)
+        runs = asked["runs"]
+        if asked["changes"]:
+            runs += case.changes(**asked["changes"])
+        answers.append([case.run(str(j), kills) for j, kills in enumerate(runs)])
+    print(json.dumps(answers))
