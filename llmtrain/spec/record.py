@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.spec.build import build, config_hash
+from llmtrain.spec.disk import write_whole
 from llmtrain.spec.errors import LlmtrainError, MismatchError
 from llmtrain.spec.jsonfile import read_json
 
@@ -102,13 +103,10 @@ class RunRecord:
 
 def write_record(directory: Path, record: RunRecord) -> None:
     """Write `record.json`, with its own hash, into `directory` by rename: whole or absent."""
-    target = directory / RECORD_FILE
-    temporary = target.with_suffix(".tmp")
     as_read = build(RunRecord, dataclasses.asdict(record))  # 3 and 3.0 are the same number
     content = dataclasses.asdict(record) | {OWN_HASH: config_hash(as_read)}
     text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(target)
+    write_whole(directory / RECORD_FILE, text + "\n")
 
 
 def parse_record(raw: Any) -> RunRecord:

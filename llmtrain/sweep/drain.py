@@ -12,7 +12,8 @@ from typing import Any
 
 from llmtrain.spec.branching import branch_checkpoint
 from llmtrain.spec.build import build
-from llmtrain.spec.errors import ConfigError, InterruptedRunError, RunLockedError
+from llmtrain.spec.disk import make_folder
+from llmtrain.spec.errors import ConfigError, DiskError, InterruptedRunError, RunLockedError
 from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.plan import plan_run, run_id
 from llmtrain.spec.rundir import is_held, read_state, run_directory, write_json
@@ -86,7 +87,7 @@ def write_cells(configs: Sequence[TrainConfig]) -> Path:
     cells = [dataclasses.asdict(config) for config in configs]
     digest = hashlib.sha256("".join(sorted(run_id(c) for c in configs)).encode()).hexdigest()
     directory = Path(configs[0].runs_root) / configs[0].name
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     path = directory / f"cells-{digest[:8]}.json"
     write_json(path, {"cells": cells})
     return path
@@ -182,6 +183,8 @@ class _Recorder(SweepWatcher):
     def ended(self, outcome: Outcome) -> None:
         if outcome.exit_code == RunLockedError.exit_code:
             return  # another process has it
+        if outcome.way == DiskError.__name__:  # no cell's fault, and the others would meet it too
+            raise DiskError(f"{outcome.job.name}: {outcome.error}")
         self.ended_here[outcome.job.name] = outcome
         if outcome.error is not None and not _was_stopped(outcome):
             note_failure(self.directories[outcome.job.name], outcome)

@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from llmtrain.spec.disk import disk_error
 from llmtrain.spec.errors import HangError, LlmtrainError
 from llmtrain.spec.redact import redact
 
@@ -211,6 +212,7 @@ def _serve(pipe: Connection, work: Work, slot: Slot, beats: Any, stack_file: str
         except LlmtrainError as error:
             answer = ("error", redact(str(error)), type(error).__name__, error.exit_code)
         except Exception as error:
+            error = (isinstance(error, OSError) and disk_error(error)) or error
             name, first = type(error).__name__, (str(error).splitlines() or [""])[0]
             answer = ("error", redact(f"{name}: {first}"), name, 1)
         with contextlib.suppress(BrokenPipeError):

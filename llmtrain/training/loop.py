@@ -10,7 +10,8 @@ from pathlib import Path
 from llmtrain.board.mirror import Mirror, NoMirror, Row
 from llmtrain.corpus.shards import Corpus
 from llmtrain.spec import rundir
-from llmtrain.spec.errors import DivergedError, InterruptedRunError, MismatchError
+from llmtrain.spec.disk import write_whole
+from llmtrain.spec.errors import DiskError, DivergedError, InterruptedRunError, MismatchError
 from llmtrain.spec.plan import RunPlan, plan_run, run_id
 from llmtrain.spec.record import RunRecord, read_record, write_record
 from llmtrain.spec.settings import TrainConfig
@@ -169,7 +170,7 @@ class _Run:
 
     def _leave_record(self, record: RunRecord, text: str | None) -> RunRecord:
         if text is not None:
-            (self.directory / SAMPLE_FILE).write_text(text + "\n", encoding="utf-8")
+            write_whole(self.directory / SAMPLE_FILE, text + "\n")
         write_record(self.directory, record)
         rundir.write_state(self.directory, "done")
         return record
@@ -179,11 +180,14 @@ class _Run:
 
     def _leave(self, error: BaseException) -> None:
         """Close what is open and note how the run stands; what was trained is kept."""
-        self.metrics.close()
-        again = isinstance(error, InterruptedRunError) or runtime.is_out_of_memory(error)
+        with contextlib.suppress(DiskError):  # a full disk must not hide why the run ends
+            self.metrics.close()
+        again = isinstance(error, InterruptedRunError | DiskError)
+        again |= runtime.is_out_of_memory(error)
         reason = str(error) or type(error).__name__
         if self.team.leads:  # not `lead`: the others may be gone
-            rundir.write_state(self.directory, "stopped" if again else "failed", reason)
+            with contextlib.suppress(DiskError):
+                rundir.write_state(self.directory, "stopped" if again else "failed", reason)
         self.mirror.finish({}, exit_code=getattr(error, "exit_code", 1))
 
     def _train(self, stop: runtime.StopRequest) -> None:

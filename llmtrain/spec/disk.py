@@ -1,0 +1,67 @@
+"""What a disk refuses, in one line; files that are whole or absent; room before a run starts."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmtrain.spec.errors import DiskError
+
+REFUSALS = {
+    errno.ENOSPC: ("disk full", "free space"),
+    errno.EDQUOT: ("disk quota used up", "free space or have the quota raised"),
+    errno.EFBIG: ("larger than the limit on files (ulimit -f)", "raise the limit"),
+    errno.EROFS: ("read-only file system", "have it mounted writable or choose another folder"),
+    errno.EACCES: ("permission denied", "change the owner or the mode, or choose another folder"),
+    errno.EPERM: ("not permitted", "change the owner or the mode, or choose another folder"),
+    errno.ENOTDIR: ("a file is where a folder should be", "move it away or choose another folder"),
+    errno.EEXIST: ("a file is where a folder should be", "move it away or choose another folder"),
+    errno.EIO: ("the disk failed (input/output error)", "check it or choose another folder"),
+}
+"""Why a file system does not take what is written, and what a person can do."""
+
+
+def disk_error(error: OSError, path: Path | None = None) -> DiskError | None:
+    """Return the error in one line with the path and the remedy; None for any other OSError."""
+    if error.errno not in REFUSALS:
+        return None
+    what, remedy = REFUSALS[error.errno]
+    where = path or error.filename or "the output"
+    return DiskError(f"{where}: {what}; {remedy}, then run the same command again")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise DiskError, with the path, for what the disk refuses in a `with` block."""
+    try:
+        yield
+    except OSError as error:
+        if (told := disk_error(error, path)) is None:
+            raise
+        raise told from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless it is there. Raises DiskError."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file aside, sync it, rename it: whole or absent. Raises DiskError.
+
+    Only the sync tells whether the disk has room: some file systems find out that late.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
