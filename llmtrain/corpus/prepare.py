@@ -81,7 +81,7 @@ def prepare(config: DataConfig, *, progress: Progress | None = None) -> Path:
             finally:
                 shutil.rmtree(building, ignore_errors=True)
     except OSError as error:
-        if (told := disk_error(error, directory)) is not None:
+        if (told := disk_error(error, Path(error.filename or directory))) is not None:
             raise told from error
         where = error.filename or directory
         raise ConfigError(

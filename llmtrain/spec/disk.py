@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmtrain.spec.errors import DiskError
+from llmtrain.spec.errors import ConfigError, DiskError
 
 REFUSALS = {
     errno.ENOSPC: ("disk full", "free space"),
@@ -15,8 +15,6 @@ REFUSALS = {
     errno.EROFS: ("read-only file system", "have it mounted writable or choose another folder"),
     errno.EACCES: ("permission denied", "change the owner or the mode, or choose another folder"),
     errno.EPERM: ("not permitted", "change the owner or the mode, or choose another folder"),
-    errno.ENOTDIR: ("a file is where a folder should be", "move it away or choose another folder"),
-    errno.EEXIST: ("a file is where a folder should be", "move it away or choose another folder"),
     errno.EIO: ("the disk failed (input/output error)", "check it or choose another folder"),
 }
 """Why a file system does not take what is written, and what a person can do."""
@@ -43,9 +41,15 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, unless it is there. Raises DiskError."""
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
+    """Make a folder and those above it, unless it is there.
+
+    Raises ConfigError where a file is in the way, and DiskError.
+    """
+    try:
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"{path}: a file is in the way; choose another folder") from error
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

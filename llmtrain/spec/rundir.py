@@ -70,7 +70,7 @@ def _let_go() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=lambda: _let_go())
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _locked(file: IO[bytes]) -> bool:

@@ -16,6 +16,7 @@ from llmtrain.spec.disk import make_folder
 from llmtrain.spec.errors import ConfigError, DiskError, InterruptedRunError, RunLockedError
 from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.plan import plan_run, run_id
+from llmtrain.spec.room import refuse_room
 from llmtrain.spec.rundir import is_held, read_state, run_directory, write_json
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.sweep.ledger import (
@@ -104,6 +105,13 @@ def read_cells(path: Path) -> list[TrainConfig]:
     return [build(TrainConfig, cell) for cell in cells]
 
 
+def refuse_sweep_room(configs: Sequence[TrainConfig], *, at_once: int) -> None:
+    """Raise DiskError where the disk has no room for cells that are still to be trained."""
+    if configs:
+        runs = [(c, plan_run(c, vocab_size=c.data.vocab_size, unique_tokens=None)) for c in configs]
+        refuse_room(run_directory(configs[0]).parent, runs, at_once=at_once)
+
+
 def drain(
     configs: Sequence[TrainConfig],
     work: Work,
@@ -117,12 +125,15 @@ def drain(
 
     `wait`: go on until no other process holds a cell either, and take up what it leaves undone.
     Returns the outcomes of the cells that ended here, failures among them. Any of STOP_SIGNALS
-    makes the workers save and raises InterruptedRunError.
+    makes the workers save and raises InterruptedRunError. A disk without room for all cells is
+    refused before the first one; one that is full for a cell is for all of them: both DiskError.
     """
     jobs = {run_directory(config): cell_job(config) for config in configs}
     recorder = _Recorder({job.name: path for path, job in jobs.items()}, watcher)
     done_before = sum(is_done(path) for path in jobs)
-    first = [jobs[path] for path in _unsettled(jobs, recorder)]
+    unsettled = _unsettled(jobs, recorder)
+    refuse_sweep_room([c for c in configs if run_directory(c) in unsettled], at_once=len(slots))
+    first = [jobs[path] for path in unsettled]
     watcher.opened(first, done_before, len(slots))
     for path, job in jobs.items():
         if is_passed_by(path):

@@ -14,6 +14,7 @@ from llmtrain.spec.disk import write_whole
 from llmtrain.spec.errors import DiskError, DivergedError, InterruptedRunError, MismatchError
 from llmtrain.spec.plan import RunPlan, plan_run, run_id
 from llmtrain.spec.record import RunRecord, read_record, write_record
+from llmtrain.spec.room import refuse_room
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.training import runtime
 from llmtrain.training.checkpoint import load_checkpoint, save_checkpoint
@@ -63,7 +64,7 @@ def train(
     `on_step` is called after every step and evaluation, as a sign of life.
     Continues from the newest sound checkpoint. Started by torchrun, every process calls this and
     the one that leads writes all files. Raises PlanError, RunLockedError, MismatchError,
-    DivergedError, or InterruptedRunError after a signal, when the state has been saved.
+    DivergedError, DiskError, or InterruptedRunError after a signal, when the state has been saved.
     """
     plan = plan_run(
         config,
@@ -76,6 +77,7 @@ def train(
         team.lead(lambda: held.enter_context(rundir.hold(directory)))
         if (done := team.lead(lambda: read_record(directory))) is not None:
             return _checked(done, corpus, directory)
+        team.lead(lambda: refuse_room(directory, [(config, plan)]))
         team.lead(lambda: rundir.begin(directory, config, plan, corpus.manifest.data_id))
         return _Run(config, corpus, plan, directory, team, on_progress, on_step).finish()
 
