@@ -11,7 +11,7 @@ from llmtrain.spec.errors import ConfigError, DiskError
 REFUSALS = {
     errno.ENOSPC: ("disk full", "free space"),
     errno.EDQUOT: ("disk quota used up", "free space or have the quota raised"),
-    errno.EFBIG: ("larger than the limit on files (ulimit -f)", "raise the limit"),
+    errno.EFBIG: ("limit on the size of files reached (ulimit -f)", "raise it"),
     errno.EROFS: ("read-only file system", "have it mounted writable or choose another folder"),
     errno.EACCES: ("permission denied", "change the owner or the mode, or choose another folder"),
     errno.EPERM: ("not permitted", "change the owner or the mode, or choose another folder"),

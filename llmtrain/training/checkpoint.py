@@ -122,7 +122,9 @@ def _read(path: Path, run_id: str) -> dict[str, Any]:
         if (tree["run_id"], f"step-{tree['step']:09d}") != (run_id, path.name):
             raise ValueError(f"is of run {shown(tree['run_id'])}, step {shown(tree['step'])}")
         name = TENSORS
-        state: dict[str, Any] = _unpack(tree, load_file(path / TENSORS))
+        tensors = load_file(path / TENSORS)
+        name = STATE
+        state: dict[str, Any] = _unpack(tree, tensors)
     except UNREADABLE as error:
         raise ValueError(_unreadable(name, error)) from error
     return state
@@ -140,7 +142,7 @@ def _problem(path: Path, run_id: str) -> str | None:
         hashes = {name: manifest["files"][name] for name in (TENSORS, STATE)}
         for name, expected in hashes.items():
             if _describe(path / name) != expected:
-                return f"{name} does not match its hash"
+                return f"{name} does not match its hash in {MANIFEST}"
     except UNREADABLE as error:
         return _unreadable(name, error)
     return None
