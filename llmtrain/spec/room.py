@@ -28,7 +28,7 @@ LOSS_BYTES = 120
 """Of a loss that waits for its row."""
 ROW_BYTES = 1024
 """Of a row of metrics with wandb's copy of it."""
-FACTS_BYTES = 2**17
+FACTS_BYTES = 2**16
 """config.json, plan.json, origins.json, record.json and their like."""
 PROBE = bytes(2**16)
 
@@ -68,8 +68,8 @@ def refuse_room(folder: Path, runs: Sequence[Planned], *, at_once: int = 1) -> N
     if have < MARGIN * need:
         what = "this run" if len(runs) == 1 else f"these {len(runs)} runs"
         raise DiskError(
-            f"{folder}: disk too full: {_shown(have)} free, {what} may need {_shown(need)} and "
-            f"{MARGIN:g} times that is asked for; free space, lower checkpoint.keep or choose "
+            f"{folder}: disk too full: {_shown(have)} free, less than {MARGIN:g} times the "
+            f"{_shown(need)} that {what} may need; free space, lower checkpoint.keep or choose "
             "another runs_root"
         )
 

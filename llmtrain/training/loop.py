@@ -146,8 +146,8 @@ class _Run:
 
     def finish(self) -> RunRecord:
         """Train what is missing, evaluate, and leave the record as the last thing written."""
-        self._note_state("running")
         try:
+            self._note_state("running")
             with runtime.stop_on_signals() as stop:
                 self._train(stop)
                 self._note_state("trained")

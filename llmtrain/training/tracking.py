@@ -31,8 +31,12 @@ class MetricsFile:
         self.path = directory / METRICS_FILE
         with writing(self.path):
             self.file = self.path.open("ab", buffering=0)  # what a full disk refuses stays refused
-            self.file.truncate(length)
-            self.file.seek(0, os.SEEK_END)
+            try:
+                self.file.truncate(length)
+                self.file.seek(0, os.SEEK_END)
+            except OSError:
+                self.file.close()
+                raise
 
     def write(self, row: Row) -> None:
         """Append a row. Raises ValueError for NaN and infinity, which are no measurements."""

@@ -23,6 +23,7 @@ METHOD_COLOURS = {
     "projection": ORANGE,
 }
 WIDTH = 7.0
+UNDATED = {"svg": {"Date": None}, "png": {"Software": None}}
 RC: Any = {
     "font.size": 8.5,
     "font.family": "DejaVu Sans",
@@ -111,22 +112,18 @@ def legend_below(figure: Figure, axis: Axes, title: str | None, columns: int) ->
     )
 
 
-def to_svg(figure: Figure) -> bytes:
-    """Return the figure as SVG, the same bytes for the same figure."""
-    return _drawn(figure, "svg", {"Date": None})
-
-
-def _drawn(figure: Figure, form: str, metadata: dict[str, None]) -> bytes:
+def drawn(figure: Figure, form: str) -> bytes:
+    """Return the figure as a file of the `form` svg or png, the same bytes for the same figure."""
     buffer = io.BytesIO()
     with styled():
-        figure.savefig(buffer, format=form, metadata=metadata)
+        figure.savefig(buffer, format=form, metadata=UNDATED[form])
     return buffer.getvalue()
 
 
 def save(figure: Figure, stem: Path) -> Sequence[Path]:
     """Write `stem`.svg and `stem`.png, laid out once; return both paths."""
     svg, png = stem.with_suffix(".svg"), stem.with_suffix(".png")
-    write_whole(svg, to_svg(figure))
+    write_whole(svg, drawn(figure, "svg"))
     figure.set_layout_engine("none")
-    write_whole(png, _drawn(figure, "png", {"Software": None}))
+    write_whole(png, drawn(figure, "png"))
     return svg, png
