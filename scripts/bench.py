@@ -42,6 +42,7 @@ from rich.table import Table
 
 from llmtrain import __version__
 from llmtrain.spec.code import code_id
+from llmtrain.spec.disk import write_whole
 from llmtrain.spec.errors import ConfigError
 
 PARTS = (
@@ -128,7 +129,7 @@ def main(overrides: list[str]) -> None:
             "machine": before,
         }
         text = json.dumps(document, indent=1)
-        Path(common["out"]).write_text(text + "\n", encoding="utf-8")
+        write_whole(Path(common["out"]), text + "\n")
 
 
 if __name__ == "__main__":

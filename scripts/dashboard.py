@@ -19,6 +19,7 @@ from llmtrain.board.identity import has_key, wandb_id
 from llmtrain.scaling.plot.style import budget_colours
 from llmtrain.scaling.wording import flops
 from llmtrain.spec.build import build
+from llmtrain.spec.disk import make_folder, write_whole
 from llmtrain.spec.errors import ConfigError, MismatchError
 from llmtrain.spec.record import RECORD_FILE, read_record
 
@@ -71,9 +72,9 @@ def main(overrides: list[str]) -> None:
     verdict, colours = verdict_of(runs / LAW), colours_of(runs, config.group)
     out = Path(config.out) if config.out else runs / "dashboard"
     boards = build_boards(config, online=False, verdict=verdict, colours=colours)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     for name, text in boards.documents().items():
-        (out / name).write_text(text + "\n", encoding="utf-8")
+        write_whole(out / name, text + "\n")
         print(f"written: {out / name}")
     if config.publish == "offline" or (config.publish == "auto" and not has_key()):
         print("not published: run `wandb login`, then this command with entity=YOUR_TEAM")

@@ -1,5 +1,6 @@
 """The edge that every script shares: Hydra composes, errors become one line and an exit code."""
 
+import contextlib
 import os
 import sys
 import traceback
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from overrides import CONFIG_DIR, check_overrides, explain, key_values, short
 
+from llmtrain.spec.disk import disk_error
 from llmtrain.spec.errors import ConfigError, LlmtrainError
 from llmtrain.spec.redact import redact
 
@@ -54,7 +56,9 @@ def guarded(action: Callable[[], int | None]) -> int:
     """Return the exit code of `action`; a user's error is one line on stderr."""
     program = Path(sys.argv[0]).name
     try:
-        return action() or 0
+        code = action() or 0
+        sys.stdout.flush()  # here, where a full disk can still be said in one line
+        return code
     except LlmtrainError as error:
         _complain(f"{program}: {error}")
         return error.exit_code
@@ -71,6 +75,10 @@ def guarded(action: Callable[[], int | None]) -> int:
                 f"{program}: {explain(error)}; expected overrides as configs/ has them: {given}"
             )
             return ConfigError.exit_code
+        if isinstance(error, OSError) and (told := disk_error(error)) is not None:
+            _drop_output()
+            _complain(f"{program}: {told}")
+            return told.exit_code
         sys.stderr.write(redact(traceback.format_exc()))  # a bug: Python's own report and code
         return 1
 
@@ -78,6 +86,12 @@ def guarded(action: Callable[[], int | None]) -> int:
 def _raised_by_hydra(error: BaseException) -> bool:
     innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     return bool({"hydra", "omegaconf"} & set(innermost.parts))
+
+
+def _drop_output() -> None:
+    """Send what stdout still holds nowhere: Python would fail over it once more as it leaves."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(line: str) -> None:

@@ -3,6 +3,7 @@
 import copy
 import os
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 from llmtrain.corpus.prepare import prepare
 from llmtrain.spec.settings import TrainConfig, build_run
+
+sys.path.insert(0, str(Path(__file__).parent))  # damage.py
 
 # No test may reach the wandb account of whoever runs it.
 os.environ["NETRC"] = os.devnull

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmtrain.spec.disk import make_folder, write_whole
 from llmtrain.spec.errors import ConfigError, MismatchError
 from llmtrain.spec.record import RunRecord, build_record, write_record
 
@@ -71,8 +72,8 @@ def lay_down(runs: Iterable[FetchedRun], folder: Path) -> Path:
         raise ConfigError(f"{folder} was not fetched from wandb; move it away or set out=DIR")
     for old in folder.glob(f"*/{STATE_FILE}"):
         shutil.rmtree(old.parent)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).write_text("{}\n", encoding="utf-8")
+    make_folder(folder)
+    write_whole(folder / MARK, "{}\n")
     for run in sorted(runs, key=lambda run: run.state != "finished"):
         _lay_down_run(run, folder)
     return folder
@@ -85,16 +86,16 @@ def _lay_down_run(run: FetchedRun, folder: Path) -> None:
         target = folder / f"{name[:100]}-{UNSAFE.sub('_', run.wandb_id)[:100]}"
         if run.state == "finished":
             run = dataclasses.replace(run, state="finished, but the second run of this run_id")
-    target.mkdir(exist_ok=True)
+    make_folder(target)
     lines = "".join(json.dumps(dict(row), sort_keys=True) + "\n" for row in run.rows)
-    (target / METRICS_FILE).write_text(lines, encoding="utf-8")
+    write_whole(target / METRICS_FILE, lines)
     state = {"state": "done"}
     try:
         record = record_of(run, hashlib.sha256(lines.encode()).hexdigest())
         write_record(target, record)
     except MismatchError as error:
         state = {"state": str(error)}
-    (target / STATE_FILE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+    write_whole(target / STATE_FILE, json.dumps(state) + "\n")
 
 
 def plain_row(items: Mapping[str, Any]) -> dict[str, Any]:

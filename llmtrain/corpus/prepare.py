@@ -36,6 +36,7 @@ from llmtrain.corpus.tokenizer import (
 )
 from llmtrain.spec.build import config_hash
 from llmtrain.spec.data import DataConfig
+from llmtrain.spec.disk import disk_error
 from llmtrain.spec.errors import ConfigError, MismatchError
 
 Progress = Callable[[str, float], None]
@@ -80,9 +81,11 @@ def prepare(config: DataConfig, *, progress: Progress | None = None) -> Path:
             finally:
                 shutil.rmtree(building, ignore_errors=True)
     except OSError as error:
+        if (told := disk_error(error, Path(error.filename or directory))) is not None:
+            raise told from error
         where = error.filename or directory
         raise ConfigError(
-            f"{where}: {error.strerror or error}; free space or choose another data.root"
+            f"{where}: {error.strerror or error}; choose another data.root"
         ) from error
     finally:
         if made_root:

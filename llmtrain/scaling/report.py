@@ -23,6 +23,7 @@ from llmtrain.scaling.results import Analysis, GroupAnalysis
 from llmtrain.scaling.runs_file import RUNS_FILE, runs_table
 from llmtrain.scaling.verdict import verdict
 from llmtrain.scaling.wording import Table
+from llmtrain.spec.disk import make_folder, write_whole
 
 FIGURES = "figures"
 
@@ -43,7 +44,7 @@ def write_report(analysis: Analysis, out: Path, overrides: Sequence[str]) -> Rep
     """Write the report into `out` (made if needed); earlier files of the same name are replaced."""
     command = " ".join(["python scripts/analyze.py", *map(shlex.quote, overrides)])
     folder = out / FIGURES
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     files = ReportFiles(
         law=out / "law.json",
         markdown=out / "report.md",
@@ -52,23 +53,17 @@ def write_report(analysis: Analysis, out: Path, overrides: Sequence[str]) -> Rep
         runs=out / RUNS_FILE if analysis.runs.records else None,
     )
     if files.runs is not None:
-        _write(files.runs, runs_table(analysis.runs))
+        write_whole(files.runs, runs_table(analysis.runs))
     document = law_document(analysis, command)
-    _write(files.law, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_whole(files.law, json.dumps(document, indent=1, allow_nan=False) + "\n")
     drawn = [
         draw_figures(group, folder, _prefix(group, len(analysis.groups)))
         for group in analysis.groups
     ]
     compared = draw_comparison(analysis, folder)
-    _write(files.markdown, _markdown(analysis, drawn, compared, command))
-    _write(files.html, _html(analysis, drawn, compared, command))
+    write_whole(files.markdown, _markdown(analysis, drawn, compared, command))
+    write_whole(files.html, _html(analysis, drawn, compared, command))
     return files
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _prefix(group: GroupAnalysis, n_groups: int) -> str:

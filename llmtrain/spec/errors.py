@@ -45,6 +45,10 @@ class OutOfMemoryError(LlmtrainError):
     """The device is too small for one row of the run per pass."""
 
 
+class DiskError(LlmtrainError):
+    """The disk takes no more, or not from us: full, quota, read-only; every other run meets it."""
+
+
 class HangError(LlmtrainError):
     """A run made no progress within its limit; its stack is in its folder."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.spec.build import build, config_hash
-from llmtrain.spec.durable import sync, write_whole
+from llmtrain.spec.disk import sync, write_whole
 from llmtrain.spec.errors import LlmtrainError, MismatchError
 from llmtrain.spec.jsonfile import read_json
 

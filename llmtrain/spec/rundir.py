@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from llmtrain.spec.code import code_identity, environment
-from llmtrain.spec.durable import make_folder, write_whole
+from llmtrain.spec.disk import make_folder, write_whole, writing
 from llmtrain.spec.errors import MismatchError, RunLockedError
 from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.plan import RunPlan, run_id, run_identity
@@ -40,20 +40,40 @@ def hold(directory: Path) -> Iterator[None]:
     make_folder(directory)
     if (why := why_not_ours(directory)) is not None:
         raise MismatchError(f"{directory} {why}; move it away or choose another runs_root")
-    with (directory / "lock").open("a+", encoding="utf-8") as file:
+    path = directory / "lock"
+    with writing(path):
+        file = path.open("a+b", buffering=0)  # what a full disk refuses is not tried again
+    with file:
         if not _locked(file):
             file.seek(0)
-            owner = file.read().strip() or "another process"
-            message = f"{directory} is in use by {owner}; wait for it or stop it"
-            raise RunLockedError(message)
-        file.truncate(0)
+            owner = file.read().decode(errors="replace").strip() or "another process"
+            raise RunLockedError(f"{directory} is in use by {owner}; wait for it or stop it")
         since = datetime.now(UTC).isoformat(timespec="seconds")  # for people; nothing reads it
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-        file.flush()
-        yield  # closing the file gives the lock back, also when the process dies
+        owner = f"process {os.getpid()} on {socket.gethostname()} since {since}"
+        with writing(path):
+            file.truncate(0)
+            file.write(owner.encode())
+        _held.add(file)
+        try:
+            yield  # closing the file gives the lock back, also when the process dies
+        finally:
+            _held.discard(file)
 
 
-def _locked(file: IO[str]) -> bool:
+_held: set[IO[bytes]] = set()
+
+
+def _let_go() -> None:
+    """Close the locks in a child that was forked: the lock must end with its owner."""
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+def _locked(file: IO[bytes]) -> bool:
     """Return whether the lock was free, or will be once those who only look have looked."""
     for look in range(LOOKS):
         if look:
@@ -84,7 +104,7 @@ def why_not_ours(directory: Path) -> str | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON by rename: whole or absent."""
+    """Write JSON by rename: whole or absent. Raises DiskError."""
     write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 

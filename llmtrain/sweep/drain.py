@@ -11,9 +11,11 @@ from typing import Any
 
 from llmtrain.spec.branching import branch_checkpoint
 from llmtrain.spec.build import build
-from llmtrain.spec.errors import ConfigError, InterruptedRunError, RunLockedError
+from llmtrain.spec.disk import make_folder
+from llmtrain.spec.errors import ConfigError, DiskError, InterruptedRunError, RunLockedError
 from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.plan import plan_run, run_id
+from llmtrain.spec.room import refuse_room
 from llmtrain.spec.rundir import is_held, read_state, run_directory, write_json
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.spec.signals import SCHEDULER_SIGNALS, handled, interrupt
@@ -81,7 +83,7 @@ def write_cells(configs: Sequence[TrainConfig]) -> Path:
     cells = [dataclasses.asdict(config) for config in configs]
     digest = hashlib.sha256("".join(sorted(run_id(c) for c in configs)).encode()).hexdigest()
     directory = Path(configs[0].runs_root) / configs[0].name
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     path = directory / f"cells-{digest[:8]}.json"
     write_json(path, {"cells": cells})
     return path
@@ -98,6 +100,13 @@ def read_cells(path: Path) -> list[TrainConfig]:
     return [build(TrainConfig, cell) for cell in cells]
 
 
+def refuse_sweep_room(configs: Sequence[TrainConfig], *, at_once: int) -> None:
+    """Raise DiskError where the disk has no room for cells that are still to be trained."""
+    if configs:
+        runs = [(c, plan_run(c, vocab_size=c.data.vocab_size, unique_tokens=None)) for c in configs]
+        refuse_room(run_directory(configs[0]).parent, runs, at_once=at_once)
+
+
 def drain(
     configs: Sequence[TrainConfig],
     work: Work,
@@ -111,12 +120,15 @@ def drain(
 
     `wait`: go on until no other process holds a cell either, and take up what it leaves undone.
     Returns the outcomes of the cells that ended here, failures among them. Any of SCHEDULER_SIGNALS
-    makes the workers save and raises InterruptedRunError.
+    makes the workers save and raises InterruptedRunError. A disk without room for all cells is
+    refused before the first one; one that is full for a cell is for all of them: both DiskError.
     """
     jobs = {run_directory(config): cell_job(config) for config in configs}
     recorder = _Recorder({job.name: path for path, job in jobs.items()}, watcher)
     done_before = sum(is_done(path) for path in jobs)
-    first = [jobs[path] for path in _unsettled(jobs, recorder)]
+    unsettled = _unsettled(jobs, recorder)
+    refuse_sweep_room([c for c in configs if run_directory(c) in unsettled], at_once=len(slots))
+    first = [jobs[path] for path in unsettled]
     watcher.opened(first, done_before, len(slots))
     for path, job in jobs.items():
         if is_passed_by(path):
@@ -178,6 +190,8 @@ class _Recorder(SweepWatcher):
     def ended(self, outcome: Outcome) -> None:
         if outcome.exit_code == RunLockedError.exit_code:
             return  # another process has it
+        if outcome.way == DiskError.__name__:  # no cell's fault, and the others would meet it too
+            raise DiskError(f"{outcome.job.name}: {outcome.error}")
         self.ended_here[outcome.job.name] = outcome
         if outcome.error is not None and not _was_stopped(outcome):
             note_failure(self.directories[outcome.job.name], outcome)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.spec.branching import FOLDER, trunk_id
+from llmtrain.spec.disk import make_folder, write_whole, writing
 from llmtrain.spec.errors import ConfigError, MismatchError, RunLockedError
 from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.plan import run_id
@@ -59,7 +60,7 @@ class CellStatus:
 
 def write_sweep(directory: Path, grids: Sequence[Grid]) -> None:
     """Write the sweep's plan before its first cell starts; cells of earlier plans stay listed."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     refused = [
         {"shape": f"w{r.d_model}d{r.n_layers}", "budget": r.budget, "reason": r.reason}
         for grid in grids
@@ -106,7 +107,7 @@ def note_failure(directory: Path, outcome: Outcome) -> None:
         failures = [*_failures(directory), {"way": outcome.way, "reason": outcome.error}]
         write_json(directory / FAILURES_FILE, failures)
         if outcome.stack is not None:
-            (directory / STACK_FILE).write_text(outcome.stack, encoding="utf-8")
+            write_whole(directory / STACK_FILE, outcome.stack)
         same = sum(failure["way"] == outcome.way for failure in failures)
         state = "quarantined" if same >= QUARANTINE_AFTER else "failed"
         write_state(directory, state, outcome.error)
@@ -262,6 +263,9 @@ def _flops_done(path: Path) -> float:
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """Keep other drivers from writing the plan at the same time."""
-    with (directory / f".{PLAN_FILE}.lock").open("a", encoding="utf-8") as file:
+    path = directory / f".{PLAN_FILE}.lock"
+    with writing(path):
+        file = path.open("a", encoding="utf-8")
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

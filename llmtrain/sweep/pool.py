@@ -10,7 +10,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from llmtrain.spec.errors import InterruptedRunError
+from llmtrain.spec.errors import InterruptedRunError, LlmtrainError
 from llmtrain.spec.signals import handled, interrupt
 from llmtrain.sweep.process import GRACE_S, Job, Outcome, Slot, Work, Worker
 
@@ -59,7 +59,7 @@ def run_jobs(
     Jobs that wait for another one come last, and fail with it unless they are ready. A job that
     raises, kills its worker, or gives no sign of life for `hang_s` seconds is an outcome with an
     error; the others go on. A signal (SIGINT, SIGTERM) is passed to the workers, which save; then
-    InterruptedRunError is raised.
+    InterruptedRunError is raised. An error of the watcher's stops them in the same way.
     """
     queue = sorted(jobs, key=lambda job: (job.after is not None, -job.cost))
     outcomes: dict[str, Outcome] = {}
@@ -86,6 +86,9 @@ def run_jobs(
             raise InterruptedRunError(
                 f"stopped with {done} of {len(jobs)} cells done; run the same command to go on"
             ) from None
+        except LlmtrainError:  # the watcher's: what ended one job would end all
+            _stop(workers)
+            raise
         finally:
             for worker in workers:
                 worker.close()

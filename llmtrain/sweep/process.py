@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from llmtrain.spec.disk import disk_error
 from llmtrain.spec.errors import HangError, LlmtrainError
 from llmtrain.spec.redact import redact
 
@@ -208,10 +209,16 @@ def _serve(pipe: Connection, work: Work, slot: Slot, beats: Any, stack_file: str
             os._exit(0)  # every file is closed; taking torch apart would cost a second
         try:
             answer: tuple[str, Any, str | None, int] = ("done", work(payload, report), None, 0)
-        except LlmtrainError as error:
-            answer = ("error", redact(str(error)), type(error).__name__, error.exit_code)
         except Exception as error:
-            name, first = type(error).__name__, (str(error).splitlines() or [""])[0]
-            answer = ("error", redact(f"{name}: {first}"), name, 1)
+            answer = _told(error)
         with contextlib.suppress(BrokenPipeError):
             pipe.send(answer)
+
+
+def _told(error: Exception) -> tuple[str, str, str, int]:
+    """Return an error as the driver is told of it."""
+    known = disk_error(error) if isinstance(error, OSError) else error
+    if isinstance(known, LlmtrainError):
+        return "error", redact(str(known)), type(known).__name__, known.exit_code
+    name, first = type(error).__name__, (str(error).splitlines() or [""])[0]
+    return "error", redact(f"{name}: {first}"), name, 1

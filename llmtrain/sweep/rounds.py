@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmtrain.spec.disk import make_folder
 from llmtrain.spec.errors import ConfigError, MismatchError
 from llmtrain.spec.flops import param_groups
 from llmtrain.spec.record import read_record
@@ -119,7 +120,7 @@ class AdaptiveSweep:
         return found
 
     def _write(self, rounds: Sequence[tuple[list[Pick], dict[str, Any]]], stopped: Any) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_folder(self.directory)
         listed = [
             {
                 **facts,

@@ -11,7 +11,7 @@ from typing import Any
 from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.settings import TrainConfig
-from llmtrain.sweep.drain import write_cells
+from llmtrain.sweep.drain import refuse_sweep_room, write_cells
 from llmtrain.sweep.launcher import HANDS, CellLauncher, check_hang_limit, elsewhere
 from llmtrain.sweep.ledger import is_done, is_passed_by, reopen
 from llmtrain.sweep.pool import make_slots
@@ -71,6 +71,7 @@ class SlurmLauncher(CellLauncher):
             HANDS.watcher.opened([], sum(map(is_done, folders)), 0)
             HANDS.watcher.closed()
             return [elsewhere(config) for config in configs]
+        refuse_sweep_room(to_do, at_once=self.n_tasks * self.per_device)
         executor = make_executor(Path(to_do[0].runs_root) / to_do[0].name / LOGS)
         executor.update_parameters(name=to_do[0].name, **self.parameters)
         cells = write_cells(to_do)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llmtrain.spec.durable import make_folder, sync
+from llmtrain.spec.check import shown
+from llmtrain.spec.disk import make_folder, sync, writing
 from llmtrain.spec.errors import CheckpointError, MismatchError
 from llmtrain.spec.jsonfile import read_json
 
 UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError)
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
@@ -28,16 +31,28 @@ def save_checkpoint(
     """Write `state` (nested dicts and lists of tensors and JSON values) as `folder`/step-N.
 
     Built aside, synced, renamed, read back and checked; only then are older ones removed, down to
-    `keep`; None keeps all. Nothing is pickled.
+    `keep`; None keeps all. Nothing is pickled. A save that fails, as on a full disk (DiskError),
+    gives its space back.
     """
-    make_folder(folder)
     aside = folder / f".tmp-{step:09d}-{os.getpid()}"
+    try:
+        with writing(folder / f"step-{step:09d}"):
+            return _save(folder, aside, run_id=run_id, step=step, state=state, keep=keep)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _save(
+    folder: Path, aside: Path, *, run_id: str, step: int, state: dict[str, Any], keep: int | None
+) -> Path:
+    make_folder(folder)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     tensors: dict[str, Tensor] = {}
     tree = _pack(state, "", tensors)
-    save_file(tensors, aside / TENSORS)
-    (aside / STATE).write_text(json.dumps(tree, allow_nan=False), encoding="utf-8")
+    _write_tensors(tensors, aside / TENSORS)
+    whose = {"run_id": run_id, "step": step}
+    (aside / STATE).write_text(json.dumps(whose | tree, allow_nan=False), encoding="utf-8")
     files = {name: _describe(aside / name) for name in (TENSORS, STATE)}
     manifest = {"run_id": run_id, "step": step, "files": files}
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -67,9 +82,9 @@ def load_checkpoint(folder: Path, *, run_id: str) -> tuple[dict[str, Any] | None
         problem = _problem(path, run_id)
         if problem is None:
             try:
-                return _read(path), rejected
-            except UNREADABLE as error:
-                problem = f"unreadable ({type(error).__name__}: {error})"  # with hashes that agree
+                return _read(path, run_id), rejected
+            except ValueError as error:
+                problem = str(error)
         rejected.append(f"{path}: {problem}; passed over")
     if rejected:
         raise CheckpointError(
@@ -86,9 +101,9 @@ def read_checkpoint(path: Path, *, run_id: str) -> dict[str, Any]:
     problem = _problem(path, run_id)
     if problem is None:
         try:
-            return _read(path)
-        except UNREADABLE as error:
-            problem = f"unreadable ({type(error).__name__}: {error})"
+            return _read(path, run_id)
+        except ValueError as error:
+            problem = str(error)
     if problem.startswith(FOREIGN):
         raise MismatchError(f"{path} {problem}, not to {run_id}; it is not used: remove it")
     raise CheckpointError(f"{path}: {problem}; remove it")
@@ -105,25 +120,43 @@ def is_sound(path: Path, *, run_id: str) -> bool:
     return _problem(path, run_id) is None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = _unpack(read_json(path / STATE), load_file(path / TENSORS))
+def _read(path: Path, run_id: str) -> dict[str, Any]:
+    """Return the state in files whose hashes agree. Raises ValueError with what is wrong yet."""
+    name = STATE
+    try:
+        tree = read_json(path / STATE)
+        if (tree["run_id"], f"step-{tree['step']:09d}") != (run_id, path.name):
+            raise ValueError(f"is of run {shown(tree['run_id'])}, step {shown(tree['step'])}")
+        name = TENSORS
+        tensors = load_file(path / TENSORS)
+        name = STATE
+        state: dict[str, Any] = _unpack(tree, tensors)
+    except UNREADABLE as error:
+        raise ValueError(_unreadable(name, error)) from error
     return state
 
 
 def _problem(path: Path, run_id: str) -> str | None:
-    """Return what is wrong with a checkpoint, or None."""
+    """Return what is wrong with a checkpoint and with which file, in one line, or None."""
+    name = MANIFEST
     try:
         manifest = read_json(path / MANIFEST)
         if manifest["run_id"] != run_id:
-            return f"{FOREIGN} {manifest['run_id']}"
+            return f"{FOREIGN} {shown(manifest['run_id'])}, as its {MANIFEST} says"
         if f"step-{manifest['step']:09d}" != path.name:
-            return f"holds step {manifest['step']}"
-        for name in (TENSORS, STATE):
-            if _describe(path / name) != manifest["files"][name]:
-                return f"{name} does not match its hash"
+            return f"{MANIFEST} is of step {shown(manifest['step'])}"
+        hashes = {name: manifest["files"][name] for name in (TENSORS, STATE)}
+        for name, expected in hashes.items():
+            if _describe(path / name) != expected:
+                return f"{name} does not match its hash in {MANIFEST}"
     except UNREADABLE as error:
-        return f"unreadable ({type(error).__name__}: {error})"
+        return _unreadable(name, error)
     return None
+
+
+def _unreadable(name: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200]
+    return f"{name} cannot be used ({type(error).__name__}: {reason})"
 
 
 def _prune(newest: Path, keep: int | None) -> None:
@@ -134,6 +167,19 @@ def _prune(newest: Path, keep: int | None) -> None:
         for path in upto[:-keep]:  # by rename, so that none is ever half there
             path.rename(folder / f".old-{path.name.removeprefix('step-')}-{os.getpid()}")
     clear_leftovers(folder)
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors as the other files are: errors are OSErrors, the umask decides who may read."""
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # it has the number only in its text
+        if (number := OS_ERROR.search(str(error))) is None:
+            raise
+        raise OSError(int(number[1]), str(error)) from error
+    path.chmod(mode)  # the library puts a private file in place of ours
 
 
 def _describe(path: Path) -> dict[str, Any]:

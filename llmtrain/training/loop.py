@@ -12,10 +12,11 @@ from llmtrain.board.mirror import Mirror, NoMirror, Row
 from llmtrain.corpus.shards import Corpus
 from llmtrain.spec import rundir
 from llmtrain.spec.branching import FOLDER
-from llmtrain.spec.durable import write_whole
-from llmtrain.spec.errors import DivergedError, InterruptedRunError, MismatchError
+from llmtrain.spec.disk import write_whole
+from llmtrain.spec.errors import DiskError, DivergedError, InterruptedRunError, MismatchError
 from llmtrain.spec.plan import RunPlan, plan_run, run_id
 from llmtrain.spec.record import RunRecord, read_record, write_record
+from llmtrain.spec.room import refuse_room
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.training import runtime
 from llmtrain.training.checkpoint import clear_leftovers, load_checkpoint, save_checkpoint
@@ -65,7 +66,7 @@ def train(
     `on_step` is called after every step and evaluation, as a sign of life.
     Continues from the newest sound checkpoint. Started by torchrun, every process calls this and
     the one that leads writes all files. Raises PlanError, RunLockedError, MismatchError,
-    DivergedError, or InterruptedRunError after a signal, when the state has been saved.
+    DivergedError, DiskError, or InterruptedRunError after a signal, when the state has been saved.
     """
     plan = plan_run(
         config,
@@ -80,6 +81,7 @@ def train(
             _check(done, corpus, directory)
             team.lead(lambda: _end(directory))
             return done
+        team.lead(lambda: refuse_room(directory, [(config, plan)]))
         team.lead(lambda: rundir.begin(directory, config, plan, corpus.manifest.data_id))
         return _Run(config, corpus, plan, directory, team, on_progress, on_step).finish()
 
@@ -196,12 +198,14 @@ class _Run:
 
     def _leave(self, error: BaseException) -> None:
         """Close what is open and note how the run stands; what was trained is kept."""
-        self.metrics.close()
-        interrupted = isinstance(error, InterruptedRunError | KeyboardInterrupt)
-        again = interrupted or runtime.is_out_of_memory(error)
+        with contextlib.suppress(DiskError):  # a full disk must not hide why the run ends
+            self.metrics.close()
+        again = isinstance(error, InterruptedRunError | KeyboardInterrupt | DiskError)
+        again |= runtime.is_out_of_memory(error)
         reason = str(error) or type(error).__name__
         if self.team.leads:  # not `lead`: the others may be gone
-            rundir.write_state(self.directory, "stopped" if again else "failed", reason)
+            with contextlib.suppress(DiskError):
+                rundir.write_state(self.directory, "stopped" if again else "failed", reason)
         self.mirror.finish({}, exit_code=getattr(error, "exit_code", 1))
 
     def _train(self) -> None:

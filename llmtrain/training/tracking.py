@@ -9,7 +9,7 @@ from typing import Any
 
 from llmtrain.board.identity import settled_mode, wandb_id
 from llmtrain.board.mirror import Mirror, NoMirror, Row, WandbMirror
-from llmtrain.spec.durable import sync
+from llmtrain.spec.disk import sync, writing
 from llmtrain.spec.errors import CheckpointError
 from llmtrain.spec.settings import TrackingConfig
 from llmtrain.training.runtime import warn
@@ -33,32 +33,40 @@ class MetricsFile:
         Raises CheckpointError where the file holds less than that.
         """
         self.path = directory / METRICS_FILE
-        self.file = self.path.open("ab")
-        sync(directory)
-        if (found := self.file.tell()) < length:
-            raise CheckpointError(
-                f"{self.path} has {found} bytes, and {length} when the checkpoint was saved; bring "
-                f"it back, or remove {directory} to train again"
-            )
-        self.file.truncate(length)
-        self.file.seek(0, os.SEEK_END)
+        with writing(self.path):
+            self.file = self.path.open("ab", buffering=0)  # what a full disk refuses stays refused
+            try:
+                sync(directory)
+                if (found := self.file.tell()) < length:
+                    raise CheckpointError(
+                        f"{self.path} has {found} bytes, and {length} when the checkpoint was "
+                        f"saved; bring it back, or remove {directory} to train again"
+                    )
+                self.file.truncate(length)
+                self.file.seek(0, os.SEEK_END)
+            except BaseException:
+                self.file.close()
+                raise
 
     def write(self, row: Row) -> None:
         """Append a row. Raises ValueError for NaN and infinity, which are no measurements."""
-        line = json.dumps(dict(row), allow_nan=False) + "\n"
-        self.file.write(line.encode())
-        self.file.flush()
+        left = (json.dumps(dict(row), allow_nan=False) + "\n").encode()
+        with writing(self.path):
+            while left:  # a disk that fills up takes a part
+                left = left[self.file.write(left) :]
 
     def length(self) -> int:
         """Return the length in bytes, with everything before it on the disk."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with writing(self.path):
+            os.fsync(self.file.fileno())
         return self.file.tell()
 
     def close(self) -> str:
         """Close the file and return its sha256."""
-        self.length()
-        self.file.close()
+        try:
+            self.length()
+        finally:
+            self.file.close()
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import cut, flip, zero
 
 from llmtrain.corpus.manifest import read_manifest
 from llmtrain.corpus.prepare import corpus_dir, prepare
@@ -24,23 +25,6 @@ FILES = ("train.bin", "val.bin", "token_bytes.npy", "manifest.json")
 Damage = Callable[[Path, random.Random, Path], None]
 
 
-def flip(path: Path, rng: random.Random, _other: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    path.write_bytes(content)
-
-
-def cut(path: Path, rng: random.Random, _other: Path) -> None:
-    os.truncate(path, rng.randrange(path.stat().st_size))
-
-
-def zero(path: Path, rng: random.Random, _other: Path) -> None:
-    content = bytearray(path.read_bytes())
-    first = rng.randrange(len(content) - 64)
-    content[first : first + 64] = bytes(64)
-    path.write_bytes(content)
-
-
 def reorder(path: Path, rng: random.Random, _other: Path) -> None:
     content = path.read_bytes()
     half = 2 * rng.randrange(1, len(content) // 2)
@@ -49,7 +33,7 @@ def reorder(path: Path, rng: random.Random, _other: Path) -> None:
 
 def swap(path: Path, _rng: random.Random, other: Path) -> None:
     """Put the same file of another corpus there, at this one's size."""
-    content, size = (other / path.name).read_bytes(), path.stat().st_size
+    content, size = other.read_bytes(), path.stat().st_size
     path.write_bytes((content * (size // len(content) + 1))[:size])
 
 
@@ -88,7 +72,7 @@ def test_no_damage_is_read(
         if opened_before:
             open_corpus(folder)
         times = (folder / name).stat()
-        damage(folder / name, rng, other)
+        damage(folder / name, rng, other / name)
         os.utime(folder / name, ns=(times.st_atime_ns, times.st_mtime_ns))
         if (folder / name).read_bytes() == sound[name]:
             continue

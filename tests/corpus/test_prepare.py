@@ -215,8 +215,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(toy: DataConfig, tmp_path: P
         [sys.executable, "-c", code, "-1"], capture_output=True, text=True, check=False
     )
     last = done.stderr.strip().splitlines()[-1]
-    assert "ConfigError" in last
-    assert "File too large; free space" in last
+    assert "DiskError" in last
+    assert "limit on the size of files reached (ulimit -f); raise it" in last
     assert [path.name for path in tmp_path.iterdir()] == ["toy.jsonl"]
 
 

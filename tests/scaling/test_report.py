@@ -21,7 +21,7 @@ from llmtrain.scaling.law_file import law_document
 from llmtrain.scaling.load import load_runs
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.plot.curves import isoflop_curves
-from llmtrain.scaling.plot.style import styled, to_svg
+from llmtrain.scaling.plot.style import drawn, styled
 from llmtrain.scaling.predict import predict
 from llmtrain.scaling.report import ReportFiles, write_report
 from llmtrain.scaling.report_tables import group_tables
@@ -219,7 +219,7 @@ def test_the_same_seed_gives_the_same_law_and_the_same_figure(
         with styled():
             figure = isoflop_curves(analysis.groups[0])
         assert figure is not None
-        made.append((json.dumps(law_document(analysis, "")), to_svg(figure)))
+        made.append((json.dumps(law_document(analysis, "")), drawn(figure, "svg")))
     assert made[0] == made[1]
 
 

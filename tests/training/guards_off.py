@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmtrain.spec import durable
+from llmtrain.spec import disk
 from llmtrain.training import checkpoint, loop, session, tracking
 from llmtrain.training.session import Session
 from llmtrain.training.tracking import MetricsFile
@@ -118,13 +118,13 @@ def sync_of_folders() -> None:
 
 
 def _sync_only(which: Callable[[Path], bool]) -> None:
-    whole = durable.sync
+    whole = disk.sync
 
     def partly(path: Path) -> None:
         if which(path):
             whole(path)
 
-    durable.sync = checkpoint.sync = tracking.sync = partly
+    disk.sync = checkpoint.sync = tracking.sync = partly
 
 
 OFF: dict[str, Callable[[], None]] = {

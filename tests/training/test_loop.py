@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import math
-import os
 import signal
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from stops import Stop
 
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.errors import CheckpointError, DivergedError, InterruptedRunError, MismatchError
@@ -88,17 +88,6 @@ def test_a_finished_run_is_not_trained_again(run):
     assert {k: v for k, v in before.items() if k.name != "lock"} == {
         k: v for k, v in after.items() if k.name != "lock"
     }
-
-
-class Stop:
-    """Sends this process a signal once a step has been logged."""
-
-    def __init__(self, step, number=signal.SIGTERM):
-        self.step, self.number = step, number
-
-    def __call__(self, progress):
-        if progress.step == self.step:
-            os.kill(os.getpid(), self.number)
 
 
 WARMED = {
@@ -207,7 +196,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(run, directory, capfd):
     newest.write_bytes(data)
     resumed, _ = run(changes)
     (line,) = capfd.readouterr().err.splitlines()
-    assert "step-000000007: tensors.safetensors does not match its hash; passed over" in line
+    assert (
+        "step-000000007: tensors.safetensors does not match its hash in manifest.json; passed over"
+        in line
+    )
     assert resumed.val_loss == whole.val_loss
 
 

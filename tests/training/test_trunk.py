@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-import os
+import random
 import shutil
-import signal
 
 import pytest
 import torch
+from damage import cut, flip, zero
 from safetensors.torch import load_file
+from stops import Stop
 
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.branching import branch_step, share_trunk
@@ -22,6 +23,7 @@ from llmtrain.spec.errors import (
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.rundir import hold, run_directory, write_state
 from llmtrain.training.loop import train
+from llmtrain.training.trunk import starting_state
 
 PLAIN = {
     "schedule.name": "wsd",
@@ -77,17 +79,6 @@ def rows(config):
 def last_weights(config):
     newest = sorted((run_directory(config) / "checkpoints").glob("step-*"))[-1]
     return newest.name, load_file(newest / "tensors.safetensors")
-
-
-class Stop:
-    """Sends this process a signal at the first report at or behind a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def __call__(self, progress):
-        if progress.step >= self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +191,8 @@ def test_a_branch_without_its_state_waits_fails_or_trains_all_of_it(
     train(trunk, corpus)
     damaged = run_directory(trunk) / "branches" / f"step-{step_of(branch):09d}" / "state.json"
     damaged.write_text("{}")
-    with pytest.raises(CheckpointError, match=r"state\.json does not match its hash; remove it"):
+    said = r"state\.json does not match its hash in manifest\.json; remove it"
+    with pytest.raises(CheckpointError, match=said):
         train(branch, corpus)
     shutil.rmtree(run_directory(trunk) / "branches")
     record = train(other, corpus)
@@ -208,6 +200,27 @@ def test_a_branch_without_its_state_waits_fails_or_trains_all_of_it(
     assert record.flops_spent == pytest.approx(record.flops["full_attention"])
     assert record.trunk == run_directory(trunk).name  # as correlated as if it had been shared
     assert record.val_loss == train(alone(other, tmp_path / "alone"), corpus).val_loss
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(400, marks=pytest.mark.slow)])
+def test_no_damage_to_a_trunks_state_reaches_a_branch(family, corpus, count):
+    trunk, branch, _ = family({"model.d_model": 16, "model.n_layers": 1})
+    train(trunk, corpus)
+    plan = plan_run(branch, vocab_size=256, unique_tokens=None)
+    kept = run_directory(trunk) / "branches" / f"step-{step_of(branch):09d}"
+    files = sorted(kept.iterdir())
+    sound = {path: path.read_bytes() for path in files}
+    rng = random.Random(count)
+    while count:
+        path = rng.choice(files)
+        rng.choice([flip, cut, zero, lambda path, _: path.unlink()])(path, rng)
+        if not path.is_file() or path.read_bytes() != sound[path]:
+            count -= 1
+            with pytest.raises((CheckpointError, MismatchError), match=path.name) as caught:
+                starting_state(branch, plan, corpus.manifest.data_id)
+            assert "\n" not in str(caught.value)
+        path.write_bytes(sound[path])
+    assert starting_state(branch, plan, corpus.manifest.data_id) is not None
 
 
 def test_a_state_from_the_cooldown_is_refused_before_any_file(make, corpus, tmp_path):

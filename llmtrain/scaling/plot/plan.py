@@ -9,13 +9,14 @@ import numpy as np
 from llmtrain.scaling.plot.style import (
     GREY,
     budget_colours,
+    drawn,
     flops_label,
     legend_below,
     log_axis,
     new_figure,
-    save,
     styled,
 )
+from llmtrain.spec.disk import write_whole
 
 RATIOS = (5.0, 20.0, 80.0)
 """Tokens per parameter drawn as guides."""
@@ -56,7 +57,4 @@ def draw_plan(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
         if timed:
             log_axis(axes[1].yaxis, "expected seconds", counts=True)
         legend_below(figure, axes[0], "training FLOPs", 6)
-    made = save(figure, path.with_suffix(""))
-    for other in made:
-        if other.suffix != path.suffix:
-            other.unlink()
+    write_whole(path, drawn(figure, path.suffix[1:]))

@@ -12,6 +12,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from llmtrain.spec.disk import write_whole
+
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 """Okabe and Ito's palette."""
 METHOD_COLOURS = {
@@ -21,6 +23,7 @@ METHOD_COLOURS = {
     "projection": ORANGE,
 }
 WIDTH = 7.0
+UNDATED = {"svg": {"Date": None}, "png": {"Software": None}}
 RC: Any = {
     "font.size": 8.5,
     "font.family": "DejaVu Sans",
@@ -109,19 +112,18 @@ def legend_below(figure: Figure, axis: Axes, title: str | None, columns: int) ->
     )
 
 
-def to_svg(figure: Figure) -> bytes:
-    """Return the figure as SVG, the same bytes for the same figure."""
+def drawn(figure: Figure, form: str) -> bytes:
+    """Return the figure as a file of the `form` svg or png, the same bytes for the same figure."""
     buffer = io.BytesIO()
     with styled():
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format=form, metadata=UNDATED[form])
     return buffer.getvalue()
 
 
 def save(figure: Figure, stem: Path) -> Sequence[Path]:
     """Write `stem`.svg and `stem`.png, laid out once; return both paths."""
     svg, png = stem.with_suffix(".svg"), stem.with_suffix(".png")
-    svg.write_bytes(to_svg(figure))
+    write_whole(svg, drawn(figure, "svg"))
     figure.set_layout_engine("none")
-    with styled():
-        figure.savefig(png, format="png", metadata={"Software": None})
+    write_whole(png, drawn(figure, "png"))
     return svg, png
