@@ -8,17 +8,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from edge import compose
 
-from benches import Bench, Facts, Seconds, roofline
+from benches import Bench, Facts, Seconds
 from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import Corpus, open_corpus
 from llmtrain.spec.check import check
 from llmtrain.spec.config import FlopsConvention
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.settings import TrainConfig, build_run
-from llmtrain.training import runtime
+from llmtrain.training import roofline, runtime
 from llmtrain.training.session import Session
 
 VARIANTS = {
@@ -50,17 +49,14 @@ def time_steps(keys: Mapping[str, Any]) -> Seconds:
             corpus = open_corpus(prepare(configs[variants[0]].data))
             device = runtime.pick_device(configs[variants[0]].runtime)
             if not found:
-                found = _ceilings(device)
-            found |= _shape(model, configs, corpus, device, keys["steps"], found)
+                found = {
+                    "matmul float32, GFLOP/s": roofline.matmul_flops(device, "float32") / 1e9,
+                    "matmul bfloat16, GFLOP/s": roofline.matmul_flops(device, "bfloat16") / 1e9,
+                    "copy, GB/s": roofline.copy_bytes(device) / 1e9,
+                }
+            sessions = {name: _session(config, corpus) for name, config in configs.items()}
+            found |= _shape(model, sessions, keys["steps"], found)
     return found
-
-
-def _ceilings(device: torch.device) -> Seconds:
-    return {
-        "matmul float32, GFLOP/s": roofline.matmul_flops(device, torch.float32) / 1e9,
-        "matmul bfloat16, GFLOP/s": roofline.matmul_flops(device, torch.bfloat16) / 1e9,
-        "copy, GB/s": roofline.copy_bytes(device) / 1e9,
-    }
 
 
 def _config(model: str, variant: str, keys: Mapping[str, Any], root: str) -> TrainConfig:
@@ -77,23 +73,23 @@ def _config(model: str, variant: str, keys: Mapping[str, Any], root: str) -> Tra
     return build_run(compose("train", overrides))[0]
 
 
+def _session(config: TrainConfig, corpus: Corpus) -> Session:
+    plan = plan_run(config, vocab_size=corpus.manifest.vocab_size, unique_tokens=None)
+    few = dataclasses.replace(config.evaluation, n_tokens=2 * config.seq_len.seq_len)
+    device = runtime.pick_device(config.runtime)
+    return Session(dataclasses.replace(config, evaluation=few), plan, corpus, device)
+
+
 def _shape(
-    model: str,
-    configs: Mapping[str, TrainConfig],
-    corpus: Corpus,
-    device: torch.device,
-    n_steps: int,
-    ceilings: Mapping[str, float],
+    model: str, sessions: Mapping[str, Session], n_steps: int, ceilings: Mapping[str, float]
 ) -> Seconds:
-    sessions = {name: _session(config, corpus, device) for name, config in configs.items()}
     memory = {}
     for name, session in sessions.items():
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        roofline.reset_peak_memory(session.device)
         _take(session, SETTLE)
-        memory[name] = runtime.peak_memory_bytes(device)
+        memory[name] = runtime.peak_memory_bytes(session.device)
     steps: dict[str, list[float]] = {name: [] for name in sessions}
-    while len(steps[next(iter(steps))]) * ROUND < n_steps:
+    for _ in range(max(1, n_steps // ROUND)):
         for name, session in sessions.items():
             steps[name].append(_take(session, ROUND) / ROUND)
     found: Seconds = {}
@@ -105,15 +101,9 @@ def _shape(
         for count, convention in COUNTS.items():
             per_token = plan.flops[convention] / plan.n_tokens
             found[f"{model} {name}, MFU {count}, %"] = 100 * per_token * rate / peak
-        if device.type == "cuda":
+        if session.device.type == "cuda":  # a process on a CPU has one peak for all of them
             found[f"{model} {name}, GB"] = memory[name] / 1e9
     return found
-
-
-def _session(config: TrainConfig, corpus: Corpus, device: torch.device) -> Session:
-    plan = plan_run(config, vocab_size=corpus.manifest.vocab_size, unique_tokens=None)
-    few = dataclasses.replace(config.evaluation, n_tokens=2 * config.seq_len.seq_len)
-    return Session(dataclasses.replace(config, evaluation=few), plan, corpus, device)
 
 
 def _take(session: Session, n_steps: int) -> float:

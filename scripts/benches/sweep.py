@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from edge import compose
 
-from benches import Bench, BenchError, Facts, Seconds, roofline
+from benches import Bench, BenchError, Facts, Seconds
 from benches.alone import TRAIN
 from llmtrain.corpus.prepare import prepare
-from llmtrain.spec.settings import build_run
+from llmtrain.spec.settings import RuntimeConfig, build_run
 from llmtrain.sweep.pool import make_slots
 
 ANALYZE = TRAIN.with_name("analyze.py")
@@ -28,10 +28,9 @@ def time_sweep(keys: Mapping[str, Any]) -> Seconds:
 
     The slots' seconds add up to slots x wall; the corpus is prepared before.
     """
-    from edge import compose  # noqa: PLC0415 - Hydra, only here
-
     overrides = [f"sweep={keys['sweep']}", *keys["set"].split()]
-    prepare(build_run(compose("train", overrides))[0].data)
+    config = build_run(compose("train", overrides))[0]
+    prepare(config.data)
     slots = make_slots(1)
     with tempfile.TemporaryDirectory() as root:
         own = [*overrides, f"runs_root={root}", "tracking.wandb=disabled"]
@@ -51,7 +50,7 @@ def time_sweep(keys: Mapping[str, Any]) -> Seconds:
         IDLE: len(slots) * wall - sum(spent.values()),
         NOMINAL: sum(record["flops"]["full_attention"] for record in records) / 1e9,
         SPENT: sum(record["flops_spent"] for record in records) / 1e9,
-        PEAK: _peak(len(slots)) / 1e9,
+        PEAK: len(slots) * _peak(config.runtime) / 1e9,
     }
 
 
@@ -63,12 +62,12 @@ def _run(command: Sequence[str]) -> None:
         raise BenchError(f"{Path(command[0]).name} failed: {done.stderr.strip()}")
 
 
-def _peak(n_slots: int) -> float:
-    """Return the matmul FLOP/s of all slots: one thread each on a CPU, a device each on a GPU."""
-    torch.set_num_threads(1)
-    if torch.cuda.is_available():
-        return n_slots * roofline.matmul_flops(torch.device("cuda"), torch.bfloat16)
-    return n_slots * roofline.matmul_flops(torch.device("cpu"), torch.float32)
+def _peak(config: RuntimeConfig) -> float:
+    """Return the matmul FLOP/s of one slot: on a GPU, or on a CPU's one thread."""
+    from llmtrain.training import roofline, runtime  # noqa: PLC0415 - torch, after the sweep
+
+    device = runtime.pick_device(config)
+    return roofline.matmul_flops(device, "bfloat16" if device.type == "cuda" else "float32")
 
 
 def shares(found: Seconds) -> Facts:

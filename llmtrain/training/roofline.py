@@ -3,18 +3,21 @@
 import time
 from collections.abc import Callable
 from statistics import median
+from typing import Literal
 
 import torch
+
+DType = Literal["float32", "bfloat16"]
 
 ROUNDS = 7
 SIDE = {"cpu": 2048, "cuda": 8192}
 """Side of the square matmul: big enough for the best rate, a few seconds in all."""
 
 
-def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_flops(device: torch.device, dtype: DType) -> float:
     """Return the FLOP/s of a big square matmul, on the threads that torch is set to."""
     side = SIDE[device.type]
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    a, b = (torch.randn(side, side, device=device).to(getattr(torch, dtype)) for _ in range(2))
     return 2.0 * side**3 / _seconds(lambda: torch.mm(a, b), device)
 
 
@@ -29,6 +32,12 @@ def wait(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget the peak so far, where the device keeps one of its own."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _seconds(action: Callable[[], object], device: torch.device) -> float:
