@@ -90,6 +90,16 @@ def test_a_run_killed_at_any_time_ends_as_one_left_alone(case, killed, n_runs):
     assert_equal(answers)
 
 
+@pytest.mark.slow
+def test_a_run_killed_a_hundred_times_loses_and_repeats_no_row(case, killed):
+    rng = random.Random(1)
+    long = {"budget.n_tokens": 256 * 1500, "tracking.points": 10_000, "checkpoint.every_steps": 5}
+    kills = [{"seconds": rng.uniform(0.03, 0.15)} for _ in range(100)]
+    (answers,) = killed(case("plain", long, runs=[kills]))
+    assert_equal([answers])
+    assert sum(life["status"] == 9 for life in answers[0]["lives"]) == 100
+
+
 STATES = [[{"state": state}] for state in ("running", "trained", "evaluated", "done")]
 
 
