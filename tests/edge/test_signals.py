@@ -146,6 +146,8 @@ def test_signals_at_random_times_leave_a_state_that_goes_on(start, tmp_path, cou
             saved += 1
         else:
             assert "stopped by SIG" in error
+            rows = (tmp_path / folder).glob("runs/single/*/metrics.jsonl")
+            assert not any(path.stat().st_size for path in rows)
             before += 1
     print(f"{saved} saved, {before} before the first step; {slowest:.2f} s at most; {starting_s=}")
 
