@@ -42,6 +42,7 @@ from llmtrain.spec.settings import TrainConfig
 from llmtrain.training import checkpoint, loop
 from llmtrain.training.checkpoint import is_sound
 from llmtrain.training.loop import train
+from llmtrain.training.progress import Progress
 from llmtrain.training.session import Session
 
 Kill = dict[str, Any]
@@ -162,7 +163,7 @@ class Case:
         for config in before:
             train(config, self.corpus)
 
-        def stop(progress: loop.Progress) -> None:
+        def stop(progress: Progress) -> None:
             if progress.step == progress.n_steps:  # the last step is saved for a signal alone
                 os.kill(os.getpid(), signal.SIGTERM)
 
