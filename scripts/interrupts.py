@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -15,17 +16,29 @@ from typing import NoReturn
 from llmtrain.spec.errors import InterruptedRunError
 from llmtrain.spec.signals import STOP_SIGNALS, handle, interrupt
 
+AGAIN_S = 1.0
+
 
 def with_cleaning() -> None:
-    """From here on a signal raises KeyboardInterrupt, so that what is open is closed."""
-    handle(STOP_SIGNALS, interrupt)
+    """From here on a signal raises KeyboardInterrupt, so that what is open is closed.
+
+    Another one that follows within AGAIN_S does not: the first is still on its way.
+    """
+    heard = -AGAIN_S
+
+    def interrupt_once(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        if time.monotonic() - heard >= AGAIN_S:
+            heard = time.monotonic()
+            interrupt(number, frame)
+
+    handle(STOP_SIGNALS, interrupt_once)
 
 
-def leave(code: int) -> NoReturn:
-    """Leave with this code, whatever signals come on the way out."""
+def ignored() -> None:
+    """From here on nothing changes by a signal: what is left to do takes no time."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    sys.exit(code)
 
 
 def _leave_at_once(number: int, _frame: FrameType | None) -> NoReturn:

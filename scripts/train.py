@@ -53,9 +53,12 @@ def train_one(config: TrainConfig, launch: LaunchConfig) -> None:
     from llmtrain.training.memory import train_in_memory  # noqa: PLC0415
 
     interrupts.with_cleaning()
-    corpus = opened(prepare(config.data))
-    with RunConsole(enabled=config.tracking.progress and leads) as console:
-        record = train_in_memory(config, corpus, on_progress=console.show)
+    try:
+        corpus = opened(prepare(config.data))
+        with RunConsole(enabled=config.tracking.progress and leads) as console:
+            record = train_in_memory(config, corpus, on_progress=console.show)
+    finally:
+        interrupts.ignored()
     if leads:
         console.result(record, run_directory(config))
 
@@ -72,7 +75,7 @@ def main(composed: DictConfig) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    interrupts.leave(code)
+    sys.exit(code)
 
 
 def run() -> None:
@@ -92,4 +95,6 @@ if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
     else:
-        interrupts.leave(guarded(run))
+        code = guarded(run)
+        interrupts.ignored()
+        sys.exit(code)

@@ -3,8 +3,6 @@
 import contextlib
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,6 +21,7 @@ from llmtrain.training.checkpoint import clear_leftovers, load_checkpoint, save_
 from llmtrain.training.energy import EnergyMeter
 from llmtrain.training.evaluate import Evaluation
 from llmtrain.training.parallel import Team, joined
+from llmtrain.training.progress import Progress, ProgressHook, StepHook
 from llmtrain.training.sample import SAMPLE_FILE, sample_text
 from llmtrain.training.session import Session
 from llmtrain.training.summary import (
@@ -36,22 +35,6 @@ from llmtrain.training.tracking import MetricsFile, NoMetricsFile, open_mirror
 from llmtrain.training.trunk import check_branches, keep_state, starting_state
 
 CHECKPOINTS = "checkpoints"
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is, for whoever shows it."""
-
-    step: int
-    n_steps: int
-    loss: float
-    lr: float
-    seq_len: int
-    tokens_per_second: float
-
-
-ProgressHook = Callable[[Progress], None]
-StepHook = Callable[[], None]
 
 
 def train(

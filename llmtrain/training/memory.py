@@ -10,7 +10,8 @@ from llmtrain.spec.errors import OutOfMemoryError
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.record import RunRecord
 from llmtrain.spec.settings import TrainConfig
-from llmtrain.training.loop import ProgressHook, StepHook, train
+from llmtrain.training.loop import train
+from llmtrain.training.progress import ProgressHook, StepHook
 from llmtrain.training.runtime import is_out_of_memory, warn
 
 

@@ -9,6 +9,7 @@ from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import Corpus, open_corpus
 from llmtrain.spec.build import build
 from llmtrain.spec.settings import TrainConfig
+from llmtrain.training.progress import Progress
 
 
 @functools.cache
@@ -23,8 +24,7 @@ def work(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> d
     An empty report is a sign of life: one follows every step.
     Importable by name, so that a process on another machine can be told to do the same.
     """
-    from llmtrain.training.loop import Progress  # noqa: PLC0415 - the driver needs no torch
-    from llmtrain.training.memory import train_in_memory  # noqa: PLC0415
+    from llmtrain.training.memory import train_in_memory  # noqa: PLC0415 - the driver needs no torch
 
     def on_progress(progress: Progress) -> None:
         report({"share": progress.step / progress.n_steps, "loss": progress.loss})

@@ -68,7 +68,7 @@ def killed(tiny_corpus_dir: Path, root: Path, tmp_path: Path) -> Killed:
             check=False,
             capture_output=True,
             text=True,
-            timeout=290,
+            timeout=880,
         )
         assert done.returncode == 0, done.stderr
         answer: list[list[dict[str, Any]]] = json.loads(done.stdout.splitlines()[-1])

@@ -1,5 +1,6 @@
 """The guards that keep a resumed run equal, each switched off: what a test must then see."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.spec import disk
-from llmtrain.training import checkpoint, loop, session, tracking
+from llmtrain.training import checkpoint, loop, runtime, session, tracking
 from llmtrain.training.session import Session
 from llmtrain.training.tracking import MetricsFile
 
@@ -127,8 +128,14 @@ def _sync_only(which: Callable[[Path], bool]) -> None:
     disk.sync = checkpoint.sync = tracking.sync = partly
 
 
+def handlers() -> None:
+    """Leave signals to the system."""
+    runtime.handled = lambda *_: contextlib.nullcontext()
+
+
 OFF: dict[str, Callable[[], None]] = {
     "cursor": cursor, "recent": recent, "tail": tail, "moments": moments, "random": random,
     "rows": rows, "aside": aside, "save_first": save_first, "sweeping": sweeping, "sync": sync,
     "sync_of_files": sync_of_files, "sync_of_folders": sync_of_folders,
+    "handlers": handlers,
 }  # fmt: skip

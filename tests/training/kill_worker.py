@@ -6,6 +6,7 @@ its runs, which is a list of how its lives end before the last one:
   {"seconds": s}, {"share": x}   kill -9 after s seconds, or a share of an uninterrupted life
   {"first_step": x}              kill -9 after x steps' time in the first step
   {"state": name}                kill -9 after state.json says so
+  {"signal": n}                  SIGTERM after the n-th sign of life, SIGINT twice in the save
   {"change": n, "power": bool}   kill -9 or a power cut at the n-th change on the disk
   {"cut_to": k}                  no life: what a kill after the save of step k leaves behind
 `changes`: {"power", "every"} adds a run for every change on the disk, or for each so many. `off` is
@@ -14,6 +15,7 @@ differs from the one left alone, and its lives.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -21,7 +23,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -37,9 +39,10 @@ from llmtrain.spec.build import build
 from llmtrain.spec.errors import InterruptedRunError
 from llmtrain.spec.plan import run_id
 from llmtrain.spec.settings import TrainConfig
-from llmtrain.training import loop
+from llmtrain.training import checkpoint, loop
 from llmtrain.training.checkpoint import is_sound
 from llmtrain.training.loop import train
+from llmtrain.training.progress import Progress
 from llmtrain.training.session import Session
 
 Kill = dict[str, Any]
@@ -99,11 +102,6 @@ def checkpoints(config: TrainConfig) -> list[tuple[int, bool]]:
     return sorted((int(p.name[5:]), is_sound(p, run_id=run_id(config))) for p in found)
 
 
-def kill_myself() -> None:
-    """Die at once."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 class Case:
     """Some configurations, and what became of them in folders of their own."""
 
@@ -150,12 +148,13 @@ class Case:
         return [[{"change": i, "power": power}] for i in range(1, n_changes + 1, every)]
 
     def cut_to(self, step: int, name: str) -> None:
-        """Leave what a kill after the save of a step leaves: later rows, no later checkpoint."""
-        shutil.copytree(self.stored, self.root / name, dirs_exist_ok=True)
-        folder = rundir.run_directory(self.placed(name)[-1]) / "checkpoints"
-        for path in folder.glob("step-*"):
-            if path.name > f"step-{step:09d}":
-                shutil.rmtree(path)
+        """Leave what a kill after the save of a step leaves: its checkpoint, and later rows."""
+
+        def other_steps(folder: str, names: list[str]) -> list[str]:
+            there = Path(folder).name == "checkpoints"
+            return [name for name in names if there and name != f"step-{step:09d}"]
+
+        shutil.copytree(self.stored, self.root / name, dirs_exist_ok=True, ignore=other_steps)
 
     @cached_property
     def stored(self) -> Path:
@@ -164,7 +163,7 @@ class Case:
         for config in before:
             train(config, self.corpus)
 
-        def stop(progress: loop.Progress) -> None:
+        def stop(progress: Progress) -> None:
             if progress.step == progress.n_steps:  # the last step is saved for a signal alone
                 os.kill(os.getpid(), signal.SIGTERM)
 
@@ -181,12 +180,14 @@ class Case:
         if child == 0:
             code = 1
             try:
-                self.arm(configs[0], kill)
+                on_step = self.arm(configs[0], kill)
                 OFF.get(off, lambda: None)()
                 for config in configs:
-                    train(config, self.corpus)
+                    train(config, self.corpus, on_step=on_step)
                 code = 0
                 beside(configs[0], "changes").write_text(str(Disk.count))
+            except InterruptedRunError as error:
+                code = error.exit_code
             except Exception:
                 traceback.print_exc()
             finally:
@@ -197,8 +198,8 @@ class Case:
             os.kill(child, signal.SIGKILL)
         return os.waitpid(child, 0)[1]
 
-    def arm(self, config: TrainConfig, kill: Kill) -> None:
-        """Set up the end of this process and a log of its steps."""
+    def arm(self, config: TrainConfig, kill: Kill) -> Callable[[], None]:
+        """Set up the end of this process and a log of its steps; return what each step calls."""
         log = beside(config, "steps.log").open("w")
         train_step, write_state = Session.train_step, rundir.write_state
         if "change" in kill:
@@ -216,10 +217,25 @@ class Case:
         def noted_state(directory: Path, state: str, reason: str | None = None) -> None:
             write_state(directory, state, reason)
             if state == kill.get("state"):
-                kill_myself()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        signs = itertools.count(1)
+
+        def on_step() -> None:
+            if next(signs) == kill.get("signal"):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def interrupted_save(tensors: Any, path: Path) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            save_file(tensors, path)
+            os.kill(os.getpid(), signal.SIGINT)
 
         Session.train_step = noted_step  # type: ignore[method-assign]
         rundir.write_state = noted_state
+        save_file = checkpoint.save_file
+        if "signal" in kill:
+            checkpoint.save_file = interrupted_save
+        return on_step
 
 
 if __name__ == "__main__":

@@ -1,0 +1,190 @@
+"""R4: a signal at any time, from the first import to the record, saves what there is and leaves."""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llmtrain.corpus.shards import open_corpus
+from llmtrain.spec.build import build
+from llmtrain.spec.rundir import read_state, run_directory
+from llmtrain.spec.settings import TrainConfig
+from llmtrain.training.loop import train
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+TIMED = ("train/tokens_per_second", "train/memory_gb")
+LEAVES_S = 5.0
+STARTED_S = 60.0
+
+
+@pytest.fixture
+def command(root, tiny_overrides):
+    """The command line of a run of 400 steps, each with a row."""
+    free = [o for o in tiny_overrides if not o.startswith("budget.flops")]
+    longer = ["budget.flops=null", "budget.n_tokens=102400", "tracking.points=1000"]
+    saves = ["checkpoint.every_steps=150", "checkpoint.keep=9", "evaluation.points=50"]
+    return [sys.executable, str(root / "scripts/train.py"), *free, *longer, *saves]
+
+
+def wait_until(happened, process):
+    """Wait for something that happens in a process that goes on."""
+    deadline = time.monotonic() + STARTED_S
+    while not happened():
+        assert process.poll() is None, "it ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def hears(pid):
+    """Return whether the process has a handler for SIGTERM: before, it is not ours yet."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.fixture
+def start(command, tmp_path):
+    """Return a function that starts the run in a folder and returns when it can hear signals."""
+    started = []
+
+    def go(folder, *more):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        set_here = {override.partition("=")[0] for override in more}
+        process = subprocess.Popen(
+            [*(o for o in command if o.partition("=")[0] not in set_here), *more],
+            cwd=tmp_path / folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        wait_until(lambda: hears(process.pid), process)
+        return process
+
+    yield go
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def finish(folder):
+    """Finish what lies in a folder in this process; return what no clock decides of it."""
+    (path,) = folder.glob("runs/single/*/config.json")
+    config = build(TrainConfig, json.loads(path.read_text())["config"])
+    config = dataclasses.replace(config, runs_root=str(folder / "runs"))
+    (corpus,) = Path(config.data.root).glob("tiny-*")
+    record = train(config, open_corpus(corpus))
+    assert record.n_steps == 400
+    return outcome(run_directory(config))
+
+
+def outcome(directory):
+    """Return the metrics without time, the final losses and the bits of a late checkpoint."""
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    tensors = directory / "checkpoints/step-000000300/tensors.safetensors"
+    return [
+        [{k: v for k, v in row.items() if k not in TIMED} for row in rows],
+        hashlib.sha256(tensors.read_bytes()).hexdigest(),
+    ]
+
+
+def leaves(process, *numbers, after_s=0.0):
+    """Send signals; return the exit code, the line that was said and the seconds it took."""
+    for number in numbers:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+        time.sleep(after_s)
+    begin = time.monotonic()
+    out, error = process.communicate(timeout=STARTED_S)
+    assert "Traceback" not in out + error, out + error
+    return process.returncode, error, time.monotonic() - begin
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("count", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_signals_at_random_times_leave_a_state_that_goes_on(start, tmp_path, count):
+    begin = time.monotonic()
+    process = start("whole")
+    starting_s = time.monotonic() - begin
+    code, error, whole_s = leaves(process)
+    assert code == 0, error
+    (whole,) = (tmp_path / "whole/runs/single").iterdir()
+    expected = outcome(whole)
+    rng, saved, before, slowest = random.Random(count), 0, 0, 0.0
+    for folder in map("run{}".format, itertools.count()):
+        if saved + before == count:
+            break
+        process = start(folder)
+        time.sleep(rng.uniform(0.0, whole_s))
+        numbers = rng.choices(SIGNALS, k=rng.choice([1, 2]))
+        code, error, took_s = leaves(process, *numbers, after_s=rng.uniform(0.0, 0.03))
+        if code == 0:  # it came when all was written
+            assert list((tmp_path / folder).glob("runs/single/*/record.json"))
+            continue
+        assert code == 75, error
+        assert error.count("\n") == 1, error
+        assert "run the same command to go on" in error
+        assert took_s < LEAVES_S
+        slowest = max(slowest, took_s)
+        if found := sorted((tmp_path / folder).glob("runs/single/*/checkpoints/*")):
+            *_, last = (found[-1].parents[1] / "metrics.jsonl").read_text().splitlines()
+            step = json.loads(last)["step"]
+            assert found[-1].name == f"step-{step:09d}"  # at most one step old
+            assert f"at step {step} of 400; saved in" in error or len(numbers) == 2
+            assert read_state(found[-1].parents[1])[0] == "stopped"
+            assert finish(tmp_path / folder) == expected
+            saved += 1
+        else:
+            assert "stopped by SIG" in error
+            rows = (tmp_path / folder).glob("runs/single/*/metrics.jsonl")
+            assert not any(path.stat().st_size for path in rows)
+            before += 1
+    print(f"{saved} saved, {before} before the first step; {slowest:.2f} s at most; {starting_s=}")
+
+
+def test_a_signal_while_text_is_tokenised_leaves_nothing(start, tmp_path):
+    text = tmp_path / "text"
+    text.mkdir()
+    for i in range(60):
+        (text / f"{i}.txt").write_text(f"def f{i}(x): return x\n" * 20_000)
+    process = start("run", f"data.paths=[{text}]", "data.root=data")
+    building = tmp_path / "run/data"
+    wait_until(lambda: list(building.glob(".tiny-*.building")), process)
+    code, error, took_s = leaves(process, signal.SIGTERM)
+    assert (code, error) == (75, "train.py: stopped by SIGTERM; run the same command to go on\n")
+    assert took_s < LEAVES_S
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+ON_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+
+
+def test_ctrl_c_on_a_terminal_saves_and_says_one_line(command, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", ON_A_TERMINAL, *command],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    metrics = "runs/single/*/metrics.jsonl"
+    wait_until(lambda: any(path.stat().st_size for path in tmp_path.glob(metrics)), process)
+    process.stdin.write("\x03")
+    process.stdin.flush()
+    out, _ = process.communicate(timeout=STARTED_S)
+    assert process.returncode == 75, out
+    assert "Traceback" not in out
+    *_, said = out.splitlines()
+    assert re.search(r"train.py: SIGINT at step \d+ of 400; saved in .*; run the .* go on$", said)
+    assert finish(tmp_path)
