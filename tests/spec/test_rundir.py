@@ -1,9 +1,12 @@
+import contextlib
 import fcntl
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import threading
+import time
 
 import pytest
 
@@ -81,3 +84,81 @@ def test_who_only_looks_does_not_keep_an_owner_out(tmp_path):
                 f"process {os.getpid()} on {socket.gethostname()} since 20"
                 in (tmp_path / "lock").read_text()
             )
+
+
+FORK = multiprocessing.get_context("fork")
+
+
+def hold_until_killed(directory, pipe, n_heirs):
+    with rundir.hold(directory):
+        heirs = [FORK.Process(target=time.sleep, args=(600,)) for _ in range(n_heirs)]
+        for heir in heirs:
+            heir.start()
+        pipe.send([heir.pid for heir in heirs])
+        time.sleep(600)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Return a function that starts a process that holds the directory, and kill it in the end."""
+    started = []
+
+    def start(n_heirs=0):
+        here, there = FORK.Pipe(duplex=False)
+        process = FORK.Process(target=hold_until_killed, args=(tmp_path, there, n_heirs))
+        process.start()
+        there.close()
+        started.append(process.pid)
+        started.extend(here.recv())
+        return process
+
+    yield start
+    for pid in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_the_lock_of_a_holder_that_was_killed_is_taken_at_once(holder, tmp_path, count):
+    for _ in range(count):
+        process = holder()
+        with pytest.raises(RunLockedError, match=f"in use by process {process.pid} on"):
+            rundir.hold(tmp_path).__enter__()
+        process.kill()
+        process.join()
+        with rundir.hold(tmp_path):
+            pass
+
+
+def test_a_holder_that_stands_still_holds(holder, tmp_path):
+    process = holder()
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(0.5)
+    assert rundir.is_held(tmp_path)
+    with pytest.raises(RunLockedError, match=f"in use by process {process.pid} on"):
+        rundir.hold(tmp_path).__enter__()
+    os.kill(process.pid, signal.SIGCONT)
+    assert rundir.is_held(tmp_path)
+
+
+def test_a_child_that_outlives_the_owner_does_not_keep_the_lock(holder, tmp_path):
+    process = holder(n_heirs=1)
+    process.kill()
+    process.join()
+    with rundir.hold(tmp_path):
+        pass
+
+
+def test_a_forked_child_that_ends_does_not_give_the_owners_lock_back(tmp_path):
+    with rundir.hold(tmp_path):
+        child = FORK.Process(target=int)
+        child.start()
+        child.join()
+        assert rundir.is_held(tmp_path)
+
+
+def test_whose_process_number_stands_in_the_lock_decides_nothing(tmp_path):
+    for number in (os.getpid(), os.getppid(), 1):  # all of them are alive
+        (tmp_path / "lock").write_text(f"process {number} on {socket.gethostname()} since 2026")
+        with rundir.hold(tmp_path):
+            pass

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 
@@ -38,29 +37,14 @@ def cell(make, text_files, tiny_corpus_dir, tmp_path):
 
 
 @pytest.fixture
-def start(root, tmp_path):
-    """Return a function that starts a drain with one worker, in a process group of its own."""
-    started = []
+def start(root, start_in_group):
+    """Return a function that starts a drain with one worker."""
 
     def run(cells, task=0):
         one_core = {"SLURM_CPUS_PER_TASK": "1", "SLURM_ARRAY_TASK_ID": str(task)}
-        process = subprocess.Popen(
-            [sys.executable, str(root / "scripts/drain.py"), f"cells={cells}"],
-            cwd=tmp_path,
-            env=os.environ | one_core,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
+        return start_in_group(root / "scripts/drain.py", f"cells={cells}", **one_core)
 
-    yield run
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    return run
 
 
 def finish(process):

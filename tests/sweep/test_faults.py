@@ -1,11 +1,7 @@
 """Sweeps that are killed, that fail, that two drivers share: every cell is done exactly once."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -48,27 +44,9 @@ def cell(make, text_files, tiny_corpus_dir, tmp_path):
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Return a function that starts a driver in a process group of its own."""
-    started = []
-
-    def run(cells, hang_s=60):
-        process = subprocess.Popen(
-            [sys.executable, str(DRIVER), str(cells), str(hang_s)],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+def start(start_in_group):
+    """Return a function that starts a driver."""
+    return lambda cells, hang_s=60: start_in_group(DRIVER, cells, hang_s)
 
 
 def finish(process):
