@@ -10,7 +10,7 @@ from llmtrain.spec.build import build, config_hash
 from llmtrain.spec.errors import LlmtrainError, MismatchError
 from llmtrain.spec.jsonfile import read_json
 
-SCHEMA = 2
+SCHEMA = 3
 RECORD_FILE = "record.json"
 OWN_HASH = "sha256"
 """Key of the hash over all other fields: an edit is found, though not a forger who hashes anew."""
@@ -98,6 +98,10 @@ class RunRecord:
     """Hash of metrics.jsonl."""
     lr_multiplier: float | None = None
     """recipe.lr_multiplier: the rate over the recipe's; null where nothing recorded it."""
+    n_skipped: int = 0
+    """Steps whose update was held back; their tokens were read and count in n_tokens."""
+    n_spikes: int = 0
+    """Losses that leapt out of the ones before them."""
 
 
 def write_record(directory: Path, record: RunRecord) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from llmtrain.board.mirror import Mirror, NoMirror, Row
 from llmtrain.corpus.shards import Corpus
 from llmtrain.spec import rundir
-from llmtrain.spec.errors import DivergedError, InterruptedRunError, MismatchError
+from llmtrain.spec.errors import InterruptedRunError, MismatchError
 from llmtrain.spec.plan import RunPlan, plan_run, run_id
 from llmtrain.spec.record import RunRecord, read_record, write_record
 from llmtrain.spec.settings import TrainConfig
@@ -18,6 +18,7 @@ from llmtrain.training import runtime
 from llmtrain.training.checkpoint import load_checkpoint, save_checkpoint
 from llmtrain.training.energy import EnergyMeter
 from llmtrain.training.evaluate import Evaluation
+from llmtrain.training.guard import RollBack
 from llmtrain.training.parallel import Team, joined
 from llmtrain.training.sample import SAMPLE_FILE, sample_text
 from llmtrain.training.session import Session
@@ -59,7 +60,7 @@ def train(
 ) -> RunRecord:
     """Train, evaluate and record one run; return its record, at once where it is already there.
 
-    `on_step` is called after every step and evaluation, as a sign of life.
+    `on_step` is called after every step, evaluation and save, as a sign of life.
     Continues from the newest sound checkpoint. Started by torchrun, every process calls this and
     the one that leads writes all files. Raises PlanError, RunLockedError, MismatchError,
     DivergedError, or InterruptedRunError after a signal, when the state has been saved.
@@ -105,26 +106,32 @@ class _Run:
         self.team, self.on_progress, self.on_step = team, on_progress, on_step
         self.run_id = run_id(config)
         begin = time.perf_counter()
-        device = runtime.pick_device(config.runtime)
-        self.energy = EnergyMeter(device)
-        self.session = Session(config, plan, corpus, device, team)
-        state, passed_over = load_checkpoint(directory / CHECKPOINTS, run_id=self.run_id)
-        if team.leads:
+        self.device = runtime.pick_device(config.runtime)
+        self.energy = EnergyMeter(self.device)
+        self.log_every = max(1, plan.n_steps // config.tracking.points)
+        self.evaluate_every = max(1, plan.n_steps // config.evaluation.points)
+        self._begin(begin)
+
+    def _begin(self, begin: float) -> None:
+        """Start from the newest sound checkpoint; `begin`: when the set-up did."""
+        config, plan = self.config, self.plan
+        self.session = Session(config, plan, self.corpus, self.device, self.team)
+        folder = self.directory / CHECKPOINTS
+        state, passed_over = load_checkpoint(folder, run_id=self.run_id)
+        if self.team.leads:
             for line in passed_over:
                 runtime.warn(line)
         shared = None
         if state is not None:
             self.session.restore(state["session"])
         elif config.checkpoint.branch_from is not None:
-            shared = starting_state(config, plan, corpus.manifest.data_id)
+            shared = starting_state(config, plan, self.corpus.manifest.data_id)
         self._open_logs(0 if state is None else state["metrics"])
         if shared is not None:
             self.session.branch(shared[0])
             for row in shared[1]:
                 self._log(row)
         self.session.seconds["setup"] += time.perf_counter() - begin
-        self.log_every = max(1, plan.n_steps // config.tracking.points)
-        self.evaluate_every = max(1, plan.n_steps // config.evaluation.points)
         self.saved_at = time.monotonic()
 
     def _open_logs(self, length: int) -> None:
@@ -146,9 +153,7 @@ class _Run:
         self._note_state("running")
         try:
             with runtime.stop_on_signals() as stop:
-                self._train(stop)
-                self._note_state("trained")
-                final = self._log_evaluation()
+                final = self._train_and_evaluate(stop)
                 self._note_state("evaluated")
         except BaseException as error:
             self._leave(error)
@@ -186,10 +191,36 @@ class _Run:
             rundir.write_state(self.directory, "stopped" if again else "failed", reason)
         self.mirror.finish({}, exit_code=getattr(error, "exit_code", 1))
 
+    def _train_and_evaluate(self, stop: runtime.StopRequest) -> Evaluation:
+        """Return the final evaluation; go back to a checkpoint as often as the guard orders it."""
+        while True:
+            try:
+                self._train(stop)
+                self._note_state("trained")
+                return self._log_evaluation()
+            except RollBack as order:
+                if self.team.leads:
+                    runtime.warn(str(order))
+            self._go_back()
+
+    def _go_back(self) -> None:
+        begin = time.perf_counter()
+        failed = self.session.guard.failed
+        self.metrics.close()
+        self.mirror.finish({}, exit_code=InterruptedRunError.exit_code)
+        del self.session  # the next one needs the memory
+        self._begin(begin)
+        self.session.guard.failed = failed
+        self._note_state("running")
+
     def _train(self, stop: runtime.StopRequest) -> None:
         session, plan = self.session, self.plan
         while session.step < plan.n_steps:
-            session.train_step()
+            if session.guard.passes_over(session.step):
+                session.pass_over()
+            else:
+                session.train_step()
+            session.check_step()
             self.on_step()
             last = session.step == plan.n_steps
             if last or session.step % self.log_every == 0:
@@ -208,15 +239,11 @@ class _Run:
                 )
             if save and not last:
                 self._save()
+        session.check_weights()
 
     def _log_step(self) -> None:
         session = self.session
         loss = session.drain_losses()
-        if not (loss < float("inf") and bool(session.grad_norm.isfinite())):
-            raise DivergedError(
-                f"loss {loss} with gradient norm {float(session.grad_norm)} within the "
-                f"{self.log_every} steps before step {session.step}; lower recipe.lr_multiplier"
-            )
         row = metrics_row(session, loss)
         self._log(row)
         if self.on_progress is not None:
@@ -269,3 +296,4 @@ class _Run:
                 )
             )
         self.saved_at = time.monotonic()
+        self.on_step()
