@@ -104,6 +104,14 @@ class RunRecord:
     """Losses that leapt out of the ones before them."""
 
 
+ORIGIN = {
+    "hardware": ("device", "cpu", "cpu_capability", "cores", "threads"),
+    "versions": ("llmtrain", "python", "torch", "numpy"),
+}
+ORIGIN_ON_GPU = {"hardware": ("gpu",), "versions": ("cuda", "driver")}
+"""What a record says of where it comes from, besides its own fields."""
+
+
 def write_record(directory: Path, record: RunRecord) -> None:
     """Write `record.json`, with its own hash, into `directory` by rename: whole or absent."""
     target = directory / RECORD_FILE
@@ -136,9 +144,21 @@ def build_record(fields: Any) -> RunRecord:
         found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
         raise MismatchError(f"record has schema {found!r}, this version reads {SCHEMA}")
     try:
-        return build(RunRecord, fields)
+        record = build(RunRecord, fields)
     except LlmtrainError as error:
         raise MismatchError(f"record is damaged: {error}") from error
+    _check_origin(record)
+    return record
+
+
+def _check_origin(record: RunRecord) -> None:
+    """Refuse a record that does not say what it was trained on. Raises MismatchError."""
+    needed = [ORIGIN, ORIGIN_ON_GPU] if record.hardware.get("device") == "cuda" else [ORIGIN]
+    for part in needed:
+        for field, keys in part.items():
+            for key in keys:
+                if not getattr(record, field).get(key):
+                    raise MismatchError(f"record is damaged: {field}.{key}: missing key")
 
 
 def read_record(directory: Path) -> RunRecord | None:

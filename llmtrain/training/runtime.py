@@ -19,6 +19,7 @@ import llmtrain
 from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.redact import redact
 from llmtrain.spec.settings import RuntimeConfig
+from llmtrain.training.energy import driver_version
 
 # Dense bf16 peaks of one device, TFLOP/s, from the makers' data sheets.
 PEAK_TFLOPS = {
@@ -113,7 +114,7 @@ def hardware(device: torch.device, config: RuntimeConfig) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
+    """Return the versions that a result depends on; the driver's where there is a GPU."""
     found = {
         "llmtrain": llmtrain.__version__,
         "python": platform.python_version(),
@@ -122,6 +123,8 @@ def versions() -> dict[str, str]:
     }
     if torch.version.cuda is not None:
         found["cuda"] = torch.version.cuda
+    if torch.cuda.is_available():
+        found["driver"] = driver_version()
     return found
 
 
