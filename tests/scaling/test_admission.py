@@ -10,6 +10,7 @@ import numpy as np
 from llmtrain.scaling.analysis import analyze
 from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.load import load_runs
+from llmtrain.spec.record import RunRecord
 
 Config = Callable[..., AnalyzeConfig]
 Sweep = Callable[..., Path]

@@ -290,6 +290,35 @@ def test_a_weight_that_no_loss_shows_is_found_before_it_is_saved(run, monkeypatc
         run({"checkpoint.every_steps": None}, root="unsaved")
 
 
+def test_a_spike_is_counted_or_ends_the_run_and_the_count_survives_a_stop(run, monkeypatch):
+    backward = Session._backward
+
+    def spiky(session, stage):
+        return backward(session, stage) + (3.0 if session.step == 130 else 0.0)
+
+    monkeypatch.setattr(Session, "_backward", spiky)
+    long = {
+        "budget.n_tokens": 160 * 256,
+        "checkpoint.every_steps": None,
+        "tracking.points": 32,
+        "model.n_layers": 1,
+        "model.d_model": 16,
+    }
+    whole, directory = run(long, root="whole")
+    assert whole.n_spikes == 1
+    assert [row.get("train/spikes", 0) for row in rows(directory)[-2:]] == [1, 0]
+
+    def stop(progress):
+        if progress.step == 120:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(InterruptedRunError):
+        run(long, root="parts", on_progress=stop)
+    assert run(long, root="parts")[0].n_spikes == 1
+    with pytest.raises(DivergedError, match=r"^step 131: loss .* standard deviations above"):
+        run(long | {"guard.on_spike": "stop"}, root="stop")
+
+
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
 def test_more_faults_than_allowed_are_a_divergence(run, fault, policy):
     fault({5, 9, 13})
