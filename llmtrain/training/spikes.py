@@ -16,7 +16,7 @@ SCALE = 96  # differences of neighbours that give the noise
 MEMORY = SCALE + 1
 THRESHOLD = 5.5
 """Standard deviations of the noise: one false alarm in 100,000 steps of normal noise or fewer."""
-BLOCK = 32  # losses judged at once, so that a step costs microseconds
+BLOCK = 64  # losses judged at once, so that a step costs microseconds
 TO_SD = 1.4826 / np.sqrt(2.0)  # of the median distance of differences, for normal noise
 
 

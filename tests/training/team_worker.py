@@ -1,7 +1,7 @@
 """What torchrun starts in test_parallel.py: trains a list of runs and notes how each ended.
 
 Arguments: a JSON file with {"corpus": folder, "out": folder, "runs": [{"config": nested dictionary,
-"stop": [rank, step] or null, "fault": [rank, step] or []}]}, where a fault is a NaN in that process.
+"stop": [rank, step] or null, "fault": [rank, step] or []}]}; a fault is a NaN in that process.
 Writes out/<rank>.json: [exit code, message or loss] of every run.
 """
 
