@@ -51,12 +51,16 @@ def train_one(config: TrainConfig, launch: LaunchConfig) -> None:
         return
     # 1.4 s, after the config is checked
     from llmtrain.training.memory import train_in_memory  # noqa: PLC0415
+    from llmtrain.training.watchdog import watched  # noqa: PLC0415
 
     interrupts.with_cleaning()
     try:
         corpus = opened(prepare(config.data))
-        with RunConsole(enabled=config.tracking.progress and leads) as console:
-            record = train_in_memory(config, corpus, on_progress=console.show)
+        with (
+            RunConsole(enabled=config.tracking.progress and leads) as console,
+            watched(config) as alive,
+        ):
+            record = train_in_memory(config, corpus, on_progress=console.show, on_step=alive)
     finally:
         interrupts.ignored()
     if leads:

@@ -111,6 +111,7 @@ RAW: dict[str, Any] = {
         "peak_tflops": None,
         "parallel": "none",
         "memory_gb": None,
+        "hang_s": None,
     },
     "checkpoint": {
         "every_s": 3600.0,
@@ -119,6 +120,7 @@ RAW: dict[str, Any] = {
         "branch_at": [],
         "branch_from": None,
     },
+    "guard": {"on_nonfinite": "stop", "max_skips": 10, "on_spike": "note"},
     "tracking": {
         "wandb": "disabled",
         "project": "llmtrain",

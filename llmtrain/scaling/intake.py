@@ -31,6 +31,7 @@ def check_runs(runs: Runs) -> list[Finding]:
         *_conventions(runs),
         *_mixed(runs),
         *_code(runs),
+        *_troubled(runs),
     ]
     return found + _near_twins(runs)
 
@@ -156,6 +157,23 @@ def _code(runs: Runs) -> list[Finding]:
         if len(own) > 1:
             message = f"runs under {len(own)} versions of {package}: {_listed(own)}"
             found.append(_warn("code", message))
+    return found
+
+
+def _troubled(runs: Runs) -> list[Finding]:
+    """Flag runs that skipped updates or had spikes; they stay: to drop them would favour luck."""
+    found = []
+    skipped = [record.n_skipped / record.n_steps for record in runs.records if record.n_skipped]
+    if skipped:
+        message = (
+            f"{len(skipped)} runs skipped updates that were not finite, up to "
+            f"{100 * max(skipped):.2g} % of their steps; their tokens count in full"
+        )
+        found.append(_warn("skipped", message))
+    spikes = [record.n_spikes for record in runs.records if record.n_spikes]
+    if spikes:
+        message = f"{len(spikes)} runs had spikes in the training loss, {sum(spikes)} in all"
+        found.append(Finding(level="note", code="spikes", message=message))
     return found
 
 

@@ -11,7 +11,7 @@ from llmtrain.spec.disk import sync, write_whole
 from llmtrain.spec.errors import LlmtrainError, MismatchError
 from llmtrain.spec.jsonfile import read_json
 
-SCHEMA = 2
+SCHEMA = 3
 RECORD_FILE = "record.json"
 OWN_HASH = "sha256"
 """Key of the hash over all other fields: an edit is found, though not a forger who hashes anew."""
@@ -99,6 +99,18 @@ class RunRecord:
     """Hash of metrics.jsonl."""
     lr_multiplier: float | None = None
     """recipe.lr_multiplier: the rate over the recipe's; null where nothing recorded it."""
+    n_skipped: int = 0
+    """Steps whose update was held back; their tokens were read and count in n_tokens."""
+    n_spikes: int = 0
+    """Losses that leapt out of the ones before them."""
+
+
+ORIGIN = {
+    "hardware": ("device", "cpu", "cpu_capability", "cores", "threads"),
+    "versions": ("llmtrain", "python", "torch", "numpy"),
+}
+ORIGIN_ON_GPU = {"hardware": ("gpu",), "versions": ("cuda", "driver")}
+"""What a record says of where it comes from, besides its own fields."""
 
 
 def write_record(directory: Path, record: RunRecord) -> None:
@@ -131,9 +143,21 @@ def build_record(fields: Any) -> RunRecord:
         found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
         raise MismatchError(f"record has schema {found!r}, this version reads {SCHEMA}")
     try:
-        return build(RunRecord, fields)
+        record = build(RunRecord, fields)
     except LlmtrainError as error:
         raise MismatchError(f"record is damaged: {error}") from error
+    _check_origin(record)
+    return record
+
+
+def _check_origin(record: RunRecord) -> None:
+    """Refuse a record that does not say what it was trained on. Raises MismatchError."""
+    needed = [ORIGIN, ORIGIN_ON_GPU] if record.hardware.get("device") == "cuda" else [ORIGIN]
+    for part in needed:
+        for field, keys in part.items():
+            for key in keys:
+                if not getattr(record, field).get(key):
+                    raise MismatchError(f"record is damaged: {field}.{key}: missing key")
 
 
 def read_record(directory: Path) -> RunRecord | None:

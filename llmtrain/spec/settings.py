@@ -59,11 +59,14 @@ class RuntimeConfig:
     """One run over the processes that torchrun starts: replicas (ddp) or shards (fsdp)."""
     memory_gb: float | None
     """Memory of one device in GB (1e9 bytes): refuse runs estimated to need more; null: unknown."""
+    hang_s: float | None
+    """Seconds without a finished step, evaluation or save after which a single run leaves with its
+    stacks; null: never. Longer than any compilation. A sweep has hydra.launcher.hang_seconds."""
 
     def __post_init__(self) -> None:
         """Refuse counts below one."""
         check_between("runtime.n_threads", self.n_threads, 1, 4096)
-        for field in ("micro_batch_tokens", "peak_tflops", "memory_gb"):
+        for field in ("micro_batch_tokens", "peak_tflops", "memory_gb", "hang_s"):
             if getattr(self, field) is not None:
                 check_positive(f"runtime.{field}", getattr(self, field))
 
@@ -97,6 +100,25 @@ class CheckpointConfig:
         check_between("checkpoint.keep", self.keep, 1, 1000)
         if self.every_steps is not None:
             check_positive("checkpoint.every_steps", self.every_steps)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GuardConfig:
+    """What a run does when its numbers go wrong; a run that ends well is the same under each."""
+
+    on_nonfinite: Literal["stop", "skip", "rollback"]
+    """A loss or gradient that is NaN or infinite never reaches the weights. stop: the run has
+    diverged; skip: go on without that update; rollback: train again from the newest checkpoint,
+    and without that update where it fails again."""
+    max_skips: int
+    """Updates of a run that may fail so before it counts as diverged."""
+    on_spike: Literal["note", "stop"]
+    """A loss far above the ones before it (training/spikes.py). note: counted in rows and record;
+    stop: the run has diverged."""
+
+    def __post_init__(self) -> None:
+        """Refuse a negative allowance."""
+        check_between("guard.max_skips", self.max_skips, 0, 1_000_000)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,6 +158,7 @@ class TrainConfig:
     evaluation: EvaluationConfig
     runtime: RuntimeConfig
     checkpoint: CheckpointConfig
+    guard: GuardConfig
     tracking: TrackingConfig
     bill: BillConfig
     seed: int

@@ -26,12 +26,12 @@ from llmtrain.spec.rundir import (
     write_state,
 )
 from llmtrain.spec.settings import TrainConfig
+from llmtrain.spec.silence import STACK_FILE
 from llmtrain.sweep.grid import Cell, Grid
 from llmtrain.sweep.process import Outcome
 
 PLAN_FILE = "sweep.json"
 FAILURES_FILE = "failures.json"
-STACK_FILE = "stack.txt"
 METRICS_FILE = "metrics.jsonl"
 STATES = (
     "planned", "running", "trained", "evaluated", "stopped", "done", "failed", "quarantined",

@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -19,6 +18,7 @@ from typing import Any
 from llmtrain.spec.disk import disk_error
 from llmtrain.spec.errors import HangError, LlmtrainError
 from llmtrain.spec.redact import redact
+from llmtrain.spec.silence import STACK_FILE, Silence
 
 Report = Callable[[dict[str, Any]], None]
 """Tells the driver of progress; an empty report is a sign of life and sends nothing."""
@@ -27,7 +27,6 @@ Work = Callable[[dict[str, Any], Report], dict[str, Any]]
 
 GRACE_S = 30.0  # what a worker gets to save its state after a signal
 DUMP_S = 5.0  # what a hanging worker gets to write its stack
-START_S = 120.0  # what a new process gets to import torch, whatever the limit of a hang
 PR_SET_PDEATHSIG = 1
 # glibc gives big blocks back to the system after every step and takes them anew: keeping them made
 # tiny models 9 to 15 % faster (docs/experiments.md). Read once, when a process starts.
@@ -103,7 +102,7 @@ class Worker:
     def give(self, job: Job) -> None:
         """Hand over a job; a dead worker shows itself in `receive`."""
         self.job = job
-        self.seen, self.quiet_s, self.looked_at = self.beats.value, 0.0, time.monotonic()
+        self.silence = Silence(self.beats.value)
         with contextlib.suppress(BrokenPipeError):
             self.pipe.send(job.payload)
 
@@ -127,12 +126,7 @@ class Worker:
         Call it every `tick_s`: a longer pause, in which this process itself was stopped, counts as
         one tick. SIGABRT makes the process write the stacks of its threads; `receive` has them.
         """
-        now, beats = time.monotonic(), self.beats.value
-        self.quiet_s += min(now - self.looked_at, tick_s)
-        self.looked_at = now
-        if beats != self.seen:
-            self.seen, self.quiet_s = beats, 0.0
-        elif self.quiet_s > (limit_s if beats else max(limit_s, START_S)):
+        if self.silence.is_too_long(self.beats.value, limit_s=limit_s, tick_s=tick_s):
             self.hung_s = limit_s
             self.send_signal(signal.SIGABRT)
             self.process.join(timeout=DUMP_S)
@@ -160,7 +154,7 @@ class Worker:
         if code < 0:
             error = f"the worker was killed by {signal.Signals(-code).name}"
         if self.hung_s is not None:
-            error = f"no step for hang_seconds={self.hung_s:g}; stack.txt says where it stood"
+            error = f"no step for hang_seconds={self.hung_s:g}; {STACK_FILE} says where it stood"
             exit_code = HangError.exit_code
         stack = None
         if self.stack_file.is_file():

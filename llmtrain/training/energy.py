@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+DRIVER = Path("/sys/module/nvidia/version")
 RAPL_RANGE = RAPL.with_name("max_energy_range_uj")
 
 
@@ -38,6 +39,21 @@ class EnergyMeter:
 
             return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)) * 1e-3
         return _rapl() if self.source == "rapl" else None
+
+
+def driver_version() -> str:
+    """Return the version of the GPU's driver, or 'unknown' where nothing says it."""
+    with contextlib.suppress(OSError):
+        return DRIVER.read_text(encoding="utf-8").strip()
+    try:
+        import pynvml  # noqa: PLC0415 - optional: the `energy` extra
+    except ImportError:
+        return "unknown"
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return "unknown"
 
 
 def _rapl() -> float | None:

@@ -11,7 +11,7 @@ from llmtrain.corpus.shards import Corpus
 from llmtrain.spec import rundir
 from llmtrain.spec.branching import FOLDER
 from llmtrain.spec.disk import write_whole
-from llmtrain.spec.errors import DiskError, DivergedError, InterruptedRunError, MismatchError
+from llmtrain.spec.errors import DiskError, InterruptedRunError, MismatchError
 from llmtrain.spec.plan import RunPlan, plan_run, run_id
 from llmtrain.spec.record import RunRecord, read_record, write_record
 from llmtrain.spec.room import refuse_room
@@ -20,6 +20,7 @@ from llmtrain.training import runtime
 from llmtrain.training.checkpoint import clear_leftovers, load_checkpoint, save_checkpoint
 from llmtrain.training.energy import EnergyMeter
 from llmtrain.training.evaluate import Evaluation
+from llmtrain.training.guard import RollBack
 from llmtrain.training.parallel import Team, joined
 from llmtrain.training.progress import Progress, ProgressHook, StepHook
 from llmtrain.training.sample import SAMPLE_FILE, sample_text
@@ -46,7 +47,7 @@ def train(
 ) -> RunRecord:
     """Train, evaluate and record one run; return its record, at once where it is already there.
 
-    `on_step` is called after every step and evaluation, as a sign of life.
+    `on_step` is called after every step, evaluation and save, as a sign of life.
     Continues from the newest sound checkpoint. Started by torchrun, every process calls this and
     the one that leads writes all files. Raises PlanError, RunLockedError, MismatchError,
     DivergedError, DiskError, or InterruptedRunError after a signal, when the state has been saved.
@@ -100,13 +101,21 @@ class _Run:
         self.team, self.on_progress, self.on_step = team, on_progress, on_step
         self.run_id = run_id(config)
         begin = time.perf_counter()
-        device = runtime.pick_device(config.runtime)
-        self.energy = EnergyMeter(device)
-        self.session = Session(config, plan, corpus, device, team)
-        state, passed_over = load_checkpoint(directory / CHECKPOINTS, run_id=self.run_id)
-        if team.leads:
-            for folder in (CHECKPOINTS, FOLDER):
-                clear_leftovers(directory / folder)
+        self.device = runtime.pick_device(config.runtime)
+        self.energy = EnergyMeter(self.device)
+        self.log_every = max(1, plan.n_steps // config.tracking.points)
+        self.evaluate_every = max(1, plan.n_steps // config.evaluation.points)
+        self._begin(begin)
+
+    def _begin(self, begin: float) -> None:
+        """Start from the newest sound checkpoint; `begin`: when the set-up did."""
+        config, plan = self.config, self.plan
+        self.session = Session(config, plan, self.corpus, self.device, self.team)
+        folder = self.directory / CHECKPOINTS
+        state, passed_over = load_checkpoint(folder, run_id=self.run_id)
+        if self.team.leads:
+            for leftovers in (folder, self.directory / FOLDER):
+                clear_leftovers(leftovers)
             for line in passed_over:
                 runtime.warn(line)
         shared, self.evaluating = None, False
@@ -114,15 +123,13 @@ class _Run:
             self.evaluating = state.get("evaluating", False)
             self.session.restore(state["session"])
         elif config.checkpoint.branch_from is not None:
-            shared = starting_state(config, plan, corpus.manifest.data_id)
+            shared = starting_state(config, plan, self.corpus.manifest.data_id)
         self._open_logs(0 if state is None else state["metrics"])
         if shared is not None:
             self.session.branch(shared[0])
             for row in shared[1]:
                 self._log(row)
         self.session.seconds["setup"] += time.perf_counter() - begin
-        self.log_every = max(1, plan.n_steps // config.tracking.points)
-        self.evaluate_every = max(1, plan.n_steps // config.evaluation.points)
         self.saved_at = time.monotonic()
 
     def _open_logs(self, length: int) -> None:
@@ -144,11 +151,7 @@ class _Run:
         with runtime.stop_on_signals() as self.stop:  # also while the files are closed
             try:
                 self._note_state("running")
-                self._train()
-                self._note_state("trained")
-                final = self._evaluate()
-                text = self._sample()
-                self._log_evaluation(final)
+                final, text = self._train_and_evaluate()
                 self._note_state("evaluated")
             except BaseException as error:
                 self._leave(error)
@@ -191,11 +194,43 @@ class _Run:
                 rundir.write_state(self.directory, "stopped" if again else "failed", reason)
         self.mirror.finish({}, exit_code=getattr(error, "exit_code", 1))
 
+    def _train_and_evaluate(self) -> tuple[Evaluation, str | None]:
+        """Return the final evaluation and the sample.
+
+        Goes back to a checkpoint as often as the guard orders it.
+        """
+        while True:
+            try:
+                self._train()
+                self._note_state("trained")
+                final = self._evaluate()
+                text = self._sample()
+                self._log_evaluation(final)
+                return final, text
+            except RollBack as order:
+                if self.team.leads:
+                    runtime.warn(str(order))
+            self._go_back()
+
+    def _go_back(self) -> None:
+        begin = time.perf_counter()
+        failed = self.session.guard.failed
+        self.metrics.close()
+        self.mirror.finish({}, exit_code=InterruptedRunError.exit_code)
+        del self.session  # the next one needs the memory
+        self._begin(begin)
+        self.session.guard.failed = failed
+        self._note_state("running")
+
     def _train(self) -> None:
         session, plan = self.session, self.plan
         while session.step < plan.n_steps:
             if not self.evaluating:  # a run that was stopped in an evaluation goes on there
-                session.train_step()
+                if session.guard.passes_over(session.step):
+                    session.pass_over()
+                else:
+                    session.train_step()
+                session.check_step()
                 self.on_step()
             last = session.step == plan.n_steps
             if not self.evaluating and (last or session.step % self.log_every == 0):
@@ -209,6 +244,7 @@ class _Run:
                 self._save_and_stop(number)
             if save and not last:
                 self._save()
+        session.check_weights()
 
     def _stop_if_asked(self) -> None:
         (number,) = self.team.highest(self.stop.number)
@@ -225,11 +261,6 @@ class _Run:
     def _log_step(self) -> None:
         session = self.session
         loss = session.drain_losses()
-        if not (loss < float("inf") and bool(session.grad_norm.isfinite())):
-            raise DivergedError(
-                f"loss {loss} with gradient norm {float(session.grad_norm)} within the "
-                f"{self.log_every} steps before step {session.step}; lower recipe.lr_multiplier"
-            )
         row = metrics_row(session, loss)
         self._log(row)
         if self.on_progress is not None:
@@ -289,3 +320,4 @@ class _Run:
                 )
             )
         self.saved_at = time.monotonic()
+        self.on_step()

@@ -18,6 +18,7 @@ from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.redact import redact
 from llmtrain.spec.settings import RuntimeConfig
 from llmtrain.spec.signals import STOP_SIGNALS, handled
+from llmtrain.training.energy import driver_version
 
 # Dense bf16 peaks of one device, TFLOP/s, from the makers' data sheets.
 PEAK_TFLOPS = {
@@ -112,7 +113,7 @@ def hardware(device: torch.device, config: RuntimeConfig) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
+    """Return the versions that a result depends on; the driver's where there is a GPU."""
     found = {
         "llmtrain": llmtrain.__version__,
         "python": platform.python_version(),
@@ -121,6 +122,8 @@ def versions() -> dict[str, str]:
     }
     if torch.version.cuda is not None:
         found["cuda"] = torch.version.cuda
+    if torch.cuda.is_available():
+        found["driver"] = driver_version()
     return found
 
 

@@ -1,5 +1,6 @@
 """Everything that one run holds: model, optimizer, data, clocks; stepped, saved, restored."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor
 
 from llmtrain.corpus.shards import Corpus
+from llmtrain.spec.errors import DivergedError
 from llmtrain.spec.plan import PlanStage, RunPlan
 from llmtrain.spec.schedule import lr_factor_at
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.training.batches import Batches
 from llmtrain.training.evaluate import Evaluation, Evaluator
+from llmtrain.training.guard import REMEDY, Guard, nonfinite_weight
 from llmtrain.training.model import Transformer, cross_entropy
 from llmtrain.training.optim import build_optimizer, clip_gradients, set_lr
 from llmtrain.training.parallel import ALONE, Team
@@ -55,6 +58,7 @@ class Session:
                 block.compile(dynamic=False)
         self.forward = team.place(self.model, device)
         self.optimizer = build_optimizer(self.model, config.optimizer, plan.hyper, fused=True)
+        self.guard = Guard(config.guard, plan, self.optimizer, device)
         self.batches = Batches(corpus, plan, config.seed, device)
         self.evaluator = Evaluator(
             corpus,
@@ -97,7 +101,7 @@ class Session:
         loss = self._backward(stage)
         norm = clip_gradients(self.model, self.config.optimizer.grad_clip)
         self.grad_norm = self.team.whole(norm)
-        self.optimizer.step()
+        loss = self.guard.step(loss, self.grad_norm)
         self.optimizer.zero_grad(set_to_none=True)
         self.recent.append(loss)
         self.step += 1
@@ -106,6 +110,13 @@ class Session:
         self.cold_steps += cold
         self.warmed.add(stage)
         self.seconds["compile" if cold else "train"] += elapsed
+
+    def pass_over(self) -> None:
+        """Leave the next step out: its batch is not read and nothing is updated."""
+        self.last_lr = self.lr()
+        self.grad_norm = torch.tensor(torch.nan)
+        self.recent.append(torch.tensor(torch.nan, device=self.device))
+        self.step += 1
 
     def _backward(self, stage: PlanStage) -> Tensor:
         """Accumulate the gradient of the mean loss over the batch; return that loss, detached."""
@@ -125,14 +136,42 @@ class Session:
         return self.team.sum(total)
 
     def drain_losses(self) -> float:
-        """Return the mean training loss since the last call: the one wait for the device."""
+        """Return the mean training loss since the last call: the one wait for the device.
+
+        Steps that the guard held back are left out; NaN where there is no other. Raises what the
+        guard says of them.
+        """
+        self.check_step(wait=True)
         losses = torch.stack(self.recent).double().cpu()
         first = self.step - len(self.recent)
+        self.guard.read(first, losses.tolist(), last=self.step == self.plan.n_steps)
         tail = losses[max(0, int(TAIL * self.plan.n_steps) - first) :]
+        tail = tail[tail.isfinite()]
         self.tail_sum += float(tail.sum())
         self.tail_steps += len(tail)
+        if self.step == self.plan.n_steps and self.tail_steps == 0:
+            raise DivergedError(f"no update near the last step, {self.step}, was finite; {REMEDY}")
         self.recent.clear()
-        return float(losses.mean())
+        return float(losses[losses.isfinite()].mean())
+
+    def check_step(self, *, wait: bool = False) -> None:
+        """Raise what the guard says where a step was held back; `wait` for the device to know."""
+        if not self.guard.must_act(wait=wait):
+            return
+        held = torch.stack(self.recent).isnan()
+        step = self.step - len(self.recent) + int(held.int().argmax())
+        weight = nonfinite_weight(self.model)
+        also = "" if weight is None else f"; {weight} is not finite either"
+        reason = f"step {step + 1}: {self.guard.seen}; its update was held back{also}"
+        raise self.guard.verdict(step, reason)
+
+    def check_weights(self) -> None:
+        """Raise what the guard says where a weight is no number; collective."""
+        weight = nonfinite_weight(self.model)
+        (found,) = self.team.highest(weight is not None)
+        if found:
+            reason = f"after step {self.step}: {weight or 'a weight elsewhere'} is not finite"
+            raise self.guard.verdict(self.step - 1, reason)
 
     def train_loss(self) -> float:
         """Return the mean loss over the last twentieth of the steps."""
@@ -141,12 +180,16 @@ class Session:
     def evaluate(self, between: Callable[[], None] = lambda: None) -> Evaluation:
         """Return the validation loss at full length; training's random numbers are not touched.
 
-        `between` is called before every pass.
+        `between` is called before every pass. Raises what the guard says of a loss that is not
+        finite.
         """
         with self.timed("evaluate"):
             self.model.eval()
             result = self.evaluator(self.model, self.autocast, between)
             self.model.train()
+        if not math.isfinite(result.loss):
+            reason = f"after step {self.step}: validation loss {result.loss}"
+            raise self.guard.verdict(self.step - 1, reason)
         return result
 
     def timed(self, part: str) -> "Stopwatch":
@@ -154,7 +197,12 @@ class Session:
         return Stopwatch(self.seconds, part)
 
     def state(self) -> dict[str, Any]:
-        """Return everything that resume needs, the losses since the last row included."""
+        """Return everything that resume needs, the losses since the last row included.
+
+        Raises what the guard says where something in it is no number: that is never saved.
+        """
+        self.check_step(wait=True)
+        self.check_weights()
         return {
             "model": self.team.whole_state(self.model.state_dict()),
             "optimizer": self.team.whole_state(self.optimizer.state_dict()),
@@ -163,6 +211,7 @@ class Session:
             "seconds": self.seconds,
             "tail": [self.tail_sum, self.tail_steps],
             "recent": list(self.recent),
+            "guard": self.guard.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -175,6 +224,8 @@ class Session:
         self.seconds.update(state["seconds"])
         self.tail_sum, self.tail_steps = state["tail"]
         self.recent = [loss.to(self.device) for loss in state["recent"]]
+        if "guard" in state:  # a younger part of the state
+            self.guard.restore(state["guard"])
 
     def branch(self, state: dict[str, Any]) -> None:
         """Start from the `state` of a trunk; the seconds are counted from here."""

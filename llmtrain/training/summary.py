@@ -20,7 +20,10 @@ from llmtrain.training.session import Session
 
 
 def metrics_row(session: Session, loss: float) -> dict[str, float | int]:
-    """Return one row of training metrics; `loss` is the mean since the last row; collective."""
+    """Return one row of training metrics; `loss` is the mean since the last row; collective.
+
+    Loss and norm are left out where the guard held the steps back; counts are those of the run.
+    """
     clock = session.clock()
     stage = session.plan.shape_at(session.step - 1)
     speed = tokens_per_second(session)
@@ -32,8 +35,12 @@ def metrics_row(session: Session, loss: float) -> dict[str, float | int]:
         "train/tokens_per_second": speed,
         "train/memory_gb": _memory_bytes(session) / 1e9,
     }
+    guard = session.guard
+    counts = {"train/skipped_steps": guard.n_skipped, "train/spikes": guard.spikes.count}
+    row |= {name: count for name, count in counts.items() if count > 0}
     mfu = model_flops_utilisation(session)
-    return row if mfu is None else row | {"train/mfu": mfu}
+    row |= {} if mfu is None else {"train/mfu": mfu}
+    return {name: value for name, value in row.items() if math.isfinite(value)}
 
 
 def tokens_per_second(session: Session) -> float:
@@ -135,6 +142,8 @@ def make_record(
         versions=runtime.versions(),
         metrics_sha256=metrics_sha256,
         lr_multiplier=config.recipe.lr_multiplier,
+        n_skipped=session.guard.n_skipped,
+        n_spikes=session.guard.spikes.count,
     )
 
 

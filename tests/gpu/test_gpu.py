@@ -1,6 +1,7 @@
 """What only a GPU can show: `pytest -m gpu`. Without CUDA these are not collected by default."""
 
 import os
+import re
 import signal
 
 import pytest
@@ -41,6 +42,8 @@ def test_the_gpu_trains_as_the_cpu_does(make, corpus, tmp_path):
     on_gpu = train(make(CUDA | {"runs_root": str(tmp_path / "gpu")}), corpus)
     assert on_gpu.val_loss == pytest.approx(on_cpu.val_loss, rel=2e-3)
     assert on_gpu.hardware["device"] == "cuda"
+    assert on_gpu.hardware["gpu"] == torch.cuda.get_device_name()
+    assert re.fullmatch(r"\d+(\.\d+)+", on_gpu.versions["driver"])
     assert on_gpu.memory_bytes > 0
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from llmtrain.scaling.config import AnalyzeConfig, PredictConfig
 from llmtrain.scaling.law import Array, LossLaw
-from llmtrain.spec.record import SCHEMA, RunRecord, write_record
+from llmtrain.spec.record import ORIGIN, SCHEMA, RunRecord, write_record
 
 PUBLIC = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 DEMO_LAW = LossLaw(E=0.9, A=60.0, B=90.0, alpha=0.38, beta=0.33)
@@ -76,8 +76,8 @@ def planted_record(
         memory_bytes=10**8,
         energy_j=None,
         energy_source="none",
-        hardware={"device": "cpu"},
-        versions={"llmtrain": "0.1.0"},
+        hardware=dict.fromkeys(ORIGIN["hardware"], "1") | {"device": "cpu"},
+        versions=dict.fromkeys(ORIGIN["versions"], "1"),
         metrics_sha256=hashlib.sha256(b"").hexdigest(),
     )
 

@@ -10,9 +10,31 @@ import numpy as np
 from llmtrain.scaling.analysis import analyze
 from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.load import load_runs
+from llmtrain.spec.record import RunRecord
 
 Config = Callable[..., AnalyzeConfig]
 Sweep = Callable[..., Path]
+
+
+def test_runs_with_skipped_updates_and_spikes_stay_and_are_flagged(
+    planted_sweep: Sweep, analyze_config: Config
+) -> None:
+    def change(record: RunRecord) -> RunRecord:
+        hit = record.d_model == 64
+        return dataclasses.replace(record, n_skipped=2 * hit, n_spikes=3 * hit)
+
+    runs = load_runs(planted_sweep(change=change))
+    assert len(runs) == 36
+    (group,) = analyze(analyze_config(bootstrap=50), runs).groups
+    messages = [(f.level, f.message) for f in group.findings if f.code in ("skipped", "spikes")]
+    assert messages == [
+        (
+            "warning",
+            "8 runs skipped updates that were not finite, up to 2 % of their steps; their tokens "
+            "count in full",
+        ),
+        ("note", "8 runs had spikes in the training loss, 24 in all"),
+    ]
 
 
 def test_runs_of_two_environments_are_flagged(planted_sweep: Sweep, analyze_config: Config) -> None:
@@ -21,7 +43,7 @@ def test_runs_of_two_environments_are_flagged(planted_sweep: Sweep, analyze_conf
         return dataclasses.replace(
             record,
             code_id="abc+dirty" if other else "abc",
-            versions={"torch": "2.9" if other else "2.10"},
+            versions=record.versions | {"torch": "2.9" if other else "2.10"},
         )
 
     runs = load_runs(planted_sweep(change=change))

@@ -9,7 +9,7 @@ from llmtrain.scaling.law import LossLaw
 from llmtrain.scaling.precision import Local, local_isoflop, local_surface
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import FitRefusedError
-from llmtrain.spec.record import SCHEMA, RunRecord, write_record
+from llmtrain.spec.record import ORIGIN, SCHEMA, RunRecord, write_record
 from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.sweeps import SweepConfig
 from llmtrain.sweep.adaptive import next_round
@@ -167,7 +167,7 @@ def write_planted_record(cell: Cell, law: LossLaw, noise: float) -> None:
         f.name: known.get(f.name, blank.get(getattr(f.type, "__name__", str(f.type))))
         for f in dataclasses.fields(RunRecord)
     }
-    raw |= {name: {} for name in ("seconds", "hardware", "versions")}
+    raw |= {"seconds": {}} | {name: dict.fromkeys(keys, "1") for name, keys in ORIGIN.items()}
     directory = run_directory(config)
     directory.mkdir(parents=True, exist_ok=True)
     write_record(directory, build(RunRecord, raw))

@@ -10,6 +10,7 @@ def test_keys_outside_the_id_leave_the_loss_as_it_is(make, tiny_corpus_dir, tmp_
     corpus = open_corpus(tiny_corpus_dir)
     plain = train(make({"runs_root": str(tmp_path / "a")}), corpus)
     others = {"checkpoint.every_steps": 7, "tracking.points": 5, "evaluation.points": 4}
+    others |= {"guard.on_nonfinite": "rollback", "guard.max_skips": 0, "guard.on_spike": "stop"}
     others |= {"evaluation.sample_tokens": 16, "name": "other", "checkpoint.keep": 3}
     other = train(make({"runs_root": str(tmp_path / "b")} | others), corpus)
     assert (other.run_id, other.val_loss) == (plain.run_id, plain.val_loss)  # bitwise

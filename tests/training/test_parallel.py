@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,10 +21,12 @@ from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import read_state, run_directory
 from llmtrain.training.loop import train
 from llmtrain.training.parallel import Team
+from llmtrain.training.session import Session
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 KINDS = ("ddp", "fsdp")
+FAULTY = 6
 EVERY_ROW = {"tracking.points": 1000, "checkpoint.every_steps": 10, "evaluation.points": 2}
 UNEVEN = {"recipe.batch_tokens": 224, "budget.n_tokens": 4480}
 # Rows of a step over two devices: 8 as 4 + 4 in passes of 3 + 1; 7 as 3 + 4; 3 as 1 + 2, so that
@@ -85,7 +88,10 @@ def team(tiny_corpus_dir, started):
     """Return a function that trains runs on two processes and returns both processes' notes."""
 
     def go(folder, runs):
-        listed = [{"config": dataclasses.asdict(config), "stop": stop} for config, stop in runs]
+        listed = [
+            {"config": dataclasses.asdict(config), "stop": stop, "fault": fault}
+            for config, stop, *fault in runs
+        ]
         task = {"corpus": str(tiny_corpus_dir), "out": str(folder), "runs": listed}
         (folder / "task.json").write_text(json.dumps(task))
         worker = str(Path(__file__).with_name("team_worker.py"))
@@ -148,6 +154,11 @@ def trained(make, corpus, team, tmp_path_factory):
         train(make(parts), corpus, on_progress=stop_at_5)
     runs["ddp stopped"] = (make(parts | {"runtime.parallel": "ddp"}), [1, 9])
     runs["fsdp stopped"] = (make(parts | {"runtime.parallel": "fsdp"}), [0, 14])
+    for kind in KINDS:
+        for policy in ("stop", "skip", "rollback"):
+            where = {"runs_root": str(folder / kind), "name": policy, "runtime.parallel": kind}
+            config = make(EVERY_ROW | where | {"guard.on_nonfinite": policy})
+            runs[f"{kind} {policy}"] = (config, None, 1, FAULTY)
     first, second = team(folder, runs.values())
     return folder, dict(zip(runs, zip(first, second, strict=True), strict=True))
 
@@ -187,6 +198,30 @@ def test_a_run_stopped_on_any_device_goes_on_on_any_number_of_them(make, corpus,
     assert_same_rows(rows(run_directory(parts)), rows(run_directory(whole)), rel=2e-5)
     assert resumed.val_loss == pytest.approx(record.val_loss, rel=1e-6)
     assert resumed.train_loss == pytest.approx(record.train_loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_nan_on_one_device_is_held_back_on_all(
+    make, corpus, trained, tmp_path, monkeypatch, kind
+):
+    folder, notes = trained
+    for policy in ("stop", "skip", "rollback"):
+        first, second = notes[f"{kind} {policy}"]
+        assert first == second
+        if policy == "stop":
+            assert first[0] == 1
+            assert first[1].startswith(f"step {FAULTY + 1}: ")
+    backward = Session._backward
+
+    def faulty(session, stage):
+        return backward(session, stage) * (math.nan if session.step == FAULTY else 1.0)
+
+    monkeypatch.setattr(Session, "_backward", faulty)
+    alone = train(make({"runs_root": str(tmp_path), "guard.on_nonfinite": "skip"}), corpus)
+    for policy in ("skip", "rollback"):
+        found = read_record(run_directory(make({"runs_root": str(folder / kind), "name": policy})))
+        assert found.n_skipped == alone.n_skipped == 1
+        assert found.val_loss == pytest.approx(alone.val_loss, rel=1e-6)
 
 
 @pytest.mark.slow
