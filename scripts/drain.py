@@ -11,8 +11,8 @@ worker whose cell makes no step for so long is killed; left out, it is waited fo
 import math
 from pathlib import Path
 
-from console import SweepConsole
 from edge import key_values, run_edge
+from sweep_console import SweepConsole
 
 from llmtrain.spec.errors import ConfigError, InterruptedRunError
 from llmtrain.sweep.drain import drain, read_cells

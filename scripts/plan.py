@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from edge import compose, key_values, run_edge
-from rich.console import Console
 from rich.table import Table
+from screen import duration, open_console
 
 from llmtrain.corpus.prepare import known_tokens
 from llmtrain.scaling.plot.plan import draw_plan
 from llmtrain.spec.bill import Bill, bill_for, total
 from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.expense import bill_text
 from llmtrain.spec.memory import GB, memory_bytes
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.recipe import outside_range
@@ -136,26 +137,8 @@ def cost_lines(planned: Sequence[Planned], speed: Speed | None, config: TrainCon
         f"time: {duration(sum(seconds))} in all, {duration(makespan(seconds, slots))} on {slots} "
         f"workers of {speed.machine} ({learnt})"
     )
-    return [*lines, bill_line(total(item.bill for item in planned if item.bill), config)]
-
-
-def bill_line(bill: Bill, config: TrainConfig) -> str:
-    """Return energy, carbon and money in a line."""
-    if bill.kwh is None or bill.co2e_kg is None:
-        energy = "energy and carbon unknown: set bill.device_watts"
-    else:
-        where = f"{config.bill.grid:g} g/kWh, {config.bill.region}, PUE {config.bill.pue:g}"
-        energy = f"estimated {bill.kwh:.3g} kWh, {bill.co2e_kg:.3g} kg CO2e ({where})"
-    if bill.money is None:
-        return f"cost: {energy}; no price set (bill.price_per_hour)"
-    return f"cost: {energy}, {bill.money:.2f} {config.bill.currency}"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as a person says them."""
-    if seconds < 90:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    bill = total(item.bill for item in planned if item.bill)
+    return [*lines, f"cost: {bill_text(bill, config.bill)}"]
 
 
 def plan_grid(
@@ -242,9 +225,7 @@ def warnings(grid: Grid, tokens: int | None) -> list[str]:
 
 def print_plan(grid: Grid, facts: Sequence[dict[str, Any]], lines: Sequence[str]) -> None:
     """Print the table, the refused cells, the sum and `lines`."""
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 180  # a file or a pipe has no width; nothing may be cut
+    console = open_console()
     table = Table(box=None, pad_edge=False)
     for name, _ in COLUMNS.values():
         table.add_column(name, justify="right")

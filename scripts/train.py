@@ -18,9 +18,11 @@ import sys
 from pathlib import Path
 
 import hydra
-from console import RunConsole, SweepConsole
+from console import RunConsole
 from edge import CONFIG_DIR, check_overrides, guarded
 from omegaconf import DictConfig
+from screen import say
+from sweep_console import SweepConsole
 
 from llmtrain.corpus.prepare import prepare
 from llmtrain.spec.check import check
@@ -79,9 +81,18 @@ def run() -> None:
     sys.argv[1:] = [*flags, *overrides]  # argparse wants the flag before the first override
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to `guarded`, which makes one line of them
     HANDS.work = work
-    HANDS.watcher = SweepConsole()
+    HANDS.watcher = console = SweepConsole()
     HANDS.drain = (sys.executable, str(Path(__file__).resolve().with_name("drain.py")))
-    main()
+    try:
+        main()
+    finally:
+        console.conclude()
+    if console.is_done and any(override.startswith("sweep=") for override in overrides):
+        from ending import sweep_ending  # noqa: PLC0415 - scipy, when there is something to fit
+
+        for directory in dict.fromkeys(path.parent for path in console.cells):
+            for line in sweep_ending(directory):
+                say(console.console, line)
 
 
 if __name__ == "__main__":

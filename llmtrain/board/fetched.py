@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.spec.errors import ConfigError, MismatchError
+from llmtrain.spec.expense import CONFIG_FILE
 from llmtrain.spec.record import RunRecord, build_record, write_record
 
 METRICS_FILE, STATE_FILE = "metrics.jsonl", "state.json"
@@ -88,6 +89,9 @@ def _lay_down_run(run: FetchedRun, folder: Path) -> None:
     target.mkdir(exist_ok=True)
     lines = "".join(json.dumps(dict(row), sort_keys=True) + "\n" for row in run.rows)
     (target / METRICS_FILE).write_text(lines, encoding="utf-8")
+    own = {k.removeprefix("bill/"): v for k, v in run.config.items() if k.startswith("bill/")}
+    config = json.dumps({"config": {"bill": own}}, sort_keys=True)  # what its cost is counted by
+    (target / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
     state = {"state": "done"}
     try:
         record = record_of(run, hashlib.sha256(lines.encode()).hexdigest())

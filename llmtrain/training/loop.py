@@ -22,6 +22,7 @@ from llmtrain.training.parallel import Team, joined
 from llmtrain.training.sample import SAMPLE_FILE, sample_text
 from llmtrain.training.session import Session
 from llmtrain.training.summary import (
+    joules_so_far,
     make_record,
     metrics_row,
     wandb_facts,
@@ -44,6 +45,7 @@ class Progress:
     lr: float
     seq_len: int
     tokens_per_second: float
+    mfu: float | None = None
 
 
 ProgressHook = Callable[[Progress], None]
@@ -115,6 +117,8 @@ class _Run:
         shared = None
         if state is not None:
             self.session.restore(state["session"])
+            joules = state.get("joules")  # of all devices together
+            self.energy.start_from(joules and joules / self.team.n_devices)
         elif config.checkpoint.branch_from is not None:
             shared = starting_state(config, plan, corpus.manifest.data_id)
         self._open_logs(0 if state is None else state["metrics"])
@@ -164,7 +168,7 @@ class _Run:
             metrics_sha256=self.metrics.close(),
         )
         record = self.team.lead(lambda: self._leave_record(record, text))
-        self.mirror.finish(wandb_summary(record))
+        self.mirror.finish(wandb_summary(record, self.config.bill))
         return record
 
     def _leave_record(self, record: RunRecord, text: str | None) -> RunRecord:
@@ -218,6 +222,7 @@ class _Run:
                 f"{self.log_every} steps before step {session.step}; lower recipe.lr_multiplier"
             )
         row = metrics_row(session, loss)
+        self.energy.joules()
         self._log(row)
         if self.on_progress is not None:
             self.on_progress(
@@ -228,6 +233,7 @@ class _Run:
                     lr=float(row["train/lr"]),
                     seq_len=int(row["train/seq_len"]),
                     tokens_per_second=float(row["train/tokens_per_second"]),
+                    mfu=row.get("train/mfu"),
                 )
             )
 
@@ -259,6 +265,7 @@ class _Run:
     def _save(self) -> None:
         with self.session.timed("save"):
             state = {"session": self.session.state(), "metrics": self.metrics.length()}
+            state["joules"] = joules_so_far(self.session, self.energy)
             self.team.lead(
                 lambda: save_checkpoint(
                     self.directory / CHECKPOINTS,
