@@ -17,6 +17,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import key_help
 from edge import compose, run_edge
 from ending import analysis_ending, fit_source
 from rich.console import Console
@@ -106,4 +107,6 @@ def main(overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if key_help.is_asked_for():
+        __doc__ = f"{__doc__}\n{key_help.analyze_keys()}"
     run_edge(main)

@@ -4,12 +4,18 @@
   python scripts/bench.py what=analysis repeats=5 draws=1000 out=bench.json
   python scripts/bench.py what=pool cells=12 steps=50
   python scripts/bench.py what=peer peer=PATH/nanoGPT
+  python scripts/bench.py what=energy region=FRA
 
-`what` is one of: analysis (load, fits and bootstrap, figures and report of 250 planted runs;
-draws=1000), pool (the same tiny cells in warm workers and in a process each, as a ratio; cells=12,
-steps=50), peer (the demo's shapes, batches and text beside nanoGPT's own loop, checked out at
-`peer`), tracking (one run of a minute with and without wandb). Prints the median of the repeats,
-each stage by itself; `out` gets the same as JSON with hardware, load, versions, commit and command.
+Keys:
+  what=analysis     load, fits and bootstrap, figures and report of 250 planted runs (draws=1000)
+  what=pool         the same tiny cells in warm workers and in a process each (cells=12, steps=50)
+  what=peer         the demo's shapes, batches and text beside nanoGPT's own loop, which is checked
+                    out at peer=PATH
+  what=tracking     one run of a minute with and without wandb
+  what=energy       joules and CO2e of one run by llmtrain and by codecarbon (gigaflops=1000,
+                    region=FRA); needs pip install -e '.[carbon]'
+  repeats=3         how often; the median of each stage is printed
+  out=FILE          the same as JSON, with hardware, load, versions, commit and command
 """
 
 import json
@@ -32,7 +38,7 @@ from llmtrain import __version__
 from llmtrain.spec.code import code_id
 from llmtrain.spec.errors import ConfigError
 
-PARTS = ("analysis", "pool", "peer", "tracking")  # modules of benches/; each holds a BENCH
+PARTS = ("analysis", "pool", "peer", "tracking", "energy")  # modules of benches/
 COMMON = {"what": "analysis", "repeats": "3", "out": ""}
 
 
@@ -86,7 +92,7 @@ def main(overrides: list[str]) -> None:
     shown = Table(
         title=f"{common['what']}: median of {keys['repeats']}", box=None, title_justify="left"
     )
-    for name in ("stage", "seconds"):
+    for name in ("stage", bench.column):
         shown.add_column(name)
     for name, value in seconds.items():
         shown.add_row(name, f"{value:.2f}")

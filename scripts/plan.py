@@ -8,8 +8,11 @@
   python scripts/plan.py sweep=demo format=csv > plan.csv
   python scripts/plan.py sweep=demo picture=plan.svg
 
-Takes the same overrides as scripts/train.py, and format=table, csv or json, and picture=FILE (.svg
-or .png). Memory is estimated from the shapes; seconds from the runs that this machine has finished
+Keys of its own, besides those of scripts/train.py:
+  format=table      how the cells are printed: table, csv or json
+  picture=FILE      draw sizes against budgets into FILE (.svg or .png)
+
+Memory is estimated from the shapes; seconds from the runs that this machine has finished
 under runs_root (else from bill.assumed_mfu and runtime.peak_tflops); energy, carbon and money from
 the seconds and configs/bill.
 """
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import key_help
 from edge import compose, key_values, run_edge
 from rich.table import Table
 from screen import duration, open_console
@@ -248,4 +252,6 @@ def print_plan(grid: Grid, facts: Sequence[dict[str, Any]], lines: Sequence[str]
 
 
 if __name__ == "__main__":
+    if key_help.is_asked_for():
+        __doc__ = f"{__doc__}\n{key_help.train_keys()}"
     run_edge(main)

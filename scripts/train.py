@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 import hydra
+import key_help
 from console import RunConsole
 from edge import CONFIG_DIR, check_overrides, guarded
 from omegaconf import DictConfig
@@ -96,7 +97,7 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
+    if key_help.is_asked_for():
+        print(f"{__doc__}\n{key_help.train_keys()}")
     else:
         sys.exit(guarded(run))

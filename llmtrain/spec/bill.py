@@ -53,6 +53,7 @@ class BillConfig:
     price_per_hour: float | None
     """Price of one device (a GPU, or one CPU worker) for an hour; null leaves money out."""
     currency: str
+    """What the price is in."""
     assumed_mfu: float | None
     """Share of runtime.peak_tflops that a plan counts on where no finished run tells the speed."""
 
@@ -94,6 +95,7 @@ class BillChanges:
     price_per_hour: float | None = None
     """Price of one device for an hour."""
     currency: str | None = None
+    """What the price is in."""
 
     def applied(self, config: BillConfig) -> BillConfig:
         """Return `config` with these changes; a region brings its own grid. Raises ConfigError."""
