@@ -74,14 +74,15 @@ class Look:
 
     def view(self) -> SweepView:
         """Return it as the live view of scripts/train.py has it."""
-        flops = sum(flops_of(cell) for cell in self.cells if cell.state not in PASSED_BY)
-        left = sum(flops_left(c) for c in self.cells if c.state not in ("done", *PASSED_BY))
-        known = all("flops" in cell.facts for cell in self.cells)
+        counted_in = [cell for cell in self.cells if cell.state not in PASSED_BY]
+        known = all("flops" in cell.facts for cell in counted_in)
+        flops = sum(map(flops_of, counted_in)) if known else 0.0
+        left = sum(flops_left(cell) for cell in counted_in if known and cell.state != "done")
         expense = self.expense
         return SweepView(
             cells=self.cells,
             slots=[slot_of(cell) for cell in self.cells if cell.state in AT_WORK],
-            share=1.0 - left / flops if known and flops > 0 else None,
+            share=1.0 - left / flops if flops > 0 else None,
             elapsed_s=None,
             left_s=None if self.left is None else self.left.seconds,
             bill=None if expense is None else expense.bill,

@@ -12,6 +12,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 from screen import duration, is_live, open_console, say, spoken
+from stray import StrayLines
 from sweep_view import (
     Slot,
     SweepView,
@@ -103,6 +104,7 @@ class SweepConsole(SweepWatcher):
                 transient=True,
                 vertical_overflow="crop",
             )
+            self.stray = StrayLines(lambda line: self.console.print(line, style="yellow"))
             self.live.start()
         self.said_at = time.monotonic()
 
@@ -189,6 +191,7 @@ class SweepConsole(SweepWatcher):
     def closed(self) -> None:
         """Take the view away and say how long it took, and what it cost."""
         if self.live is not None:
+            self.stray.give_back()
             self.live.stop()
             self.live = None
         self.at_work.clear()

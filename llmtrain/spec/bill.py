@@ -80,6 +80,17 @@ class BillConfig:
         return GRID[self.region] if self.grams_per_kwh is None else self.grams_per_kwh
 
 
+PLAIN = BillConfig(
+    region="world",
+    grams_per_kwh=None,
+    pue=1.0,
+    device_watts=None,
+    price_per_hour=None,
+    currency="USD",
+    assumed_mfu=None,
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BillChanges:
     """What a reader counts otherwise than the runs' own configuration; null keeps theirs."""
@@ -96,6 +107,10 @@ class BillChanges:
     """Price of one device for an hour."""
     currency: str | None = None
     """What the price is in."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can be counted by."""
+        self.applied(PLAIN)
 
     def applied(self, config: BillConfig) -> BillConfig:
         """Return `config` with these changes; a region brings its own grid. Raises ConfigError."""
