@@ -74,15 +74,16 @@ def main(composed: DictConfig) -> None:
     sys.exit(code)
 
 
-def run() -> None:
-    """Check the arguments, then let Hydra compose and call."""
+def run(console: SweepConsole | None = None) -> None:
+    """Check the arguments, then let Hydra compose and call; `console` is told of a sweep."""
+    console = console or SweepConsole()
     flags = [a for a in sys.argv[1:] if a in ("-m", "--multirun")]
     overrides = [a for a in sys.argv[1:] if a not in flags]
     check_overrides(overrides)
     sys.argv[1:] = [*flags, *overrides]  # argparse wants the flag before the first override
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to `guarded`, which makes one line of them
     HANDS.work = work
-    HANDS.watcher = console = SweepConsole()
+    HANDS.watcher = console
     HANDS.drain = (sys.executable, str(Path(__file__).resolve().with_name("drain.py")))
     try:
         main()

@@ -68,7 +68,8 @@ class Saving:
         }[self.way]
         if share >= 1:
             return f"{self.way}: {spent} {beside}: nothing saved"
-        return f"{self.way}: {spent} {beside}: saved {energy_text(self.bill)} at the same rate"
+        saved = energy_text(self.bill).removeprefix("measured ")  # by nobody: it was not spent
+        return f"{self.way}: {spent} {beside}: saved about {saved}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
