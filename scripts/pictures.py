@@ -55,7 +55,7 @@ font-size: {char_height}px; line-height: {line_height}px; font-variant-east-asia
 {lines}</defs>
 {chrome}
 <g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
-{backgrounds}<g class="{unique_id}-matrix">{matrix}</g></g>
+{backgrounds}<g class="{unique_id}-matrix" xml:space="preserve">{matrix}</g></g>
 </svg>
 """
 

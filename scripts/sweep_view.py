@@ -5,13 +5,13 @@ scripts/status.py from the files.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from rich.text import Text
 from screen import bar, duration, fitted, thousands
-from text_plot import HEIGHT, BudgetCurve, panels
+from text_plot import HEIGHT, LOWEST, BudgetCurve, panels
 
 from llmtrain.scaling.wording import count, flops
 from llmtrain.spec.bill import Bill, BillConfig
@@ -20,6 +20,8 @@ from llmtrain.sweep.ledger import PASSED_BY, STATES, CellStatus
 
 STYLES = {"done": "green", "running": "cyan", "failed": "red", "quarantined": "red"}
 AT_WORK = ("running", "trained", "evaluated")
+SLOT_COLUMNS = {"done": 4, "loss": 7, "tok/s": 6, "MFU": 4, "left": 8}
+"""Columns of what a worker is at, and their widths."""
 N_FAILURES = 3
 """Failures that the view itself lists; each was named when it happened."""
 
@@ -80,6 +82,7 @@ def head_lines(view: SweepView, width: int) -> list[Text]:
         room = max(0, min(40, width - len(head) - len(tail) - 4))
         parts = [head, bar(view.share, room), tail]
         lines.append(Text("  ".join(part for part in parts if part)))
+        lines[-1].highlight_regex("━+", "cyan")
     if view.bill is not None and view.bill.device_hours > 0:
         lines.append(Text(cost_line(view.bill, view.bill_config, width)))
     return lines
@@ -99,22 +102,16 @@ def slot_lines(slots: Sequence[Slot], width: int) -> list[Text]:
     if not slots:
         return []
     room = max(8, min(max(len(slot.run_id) for slot in slots), width - 43))
-    lines = [
-        Text(
-            f"{'at work':<{room}}  {'done':>4}  {'loss':>7}  {'tok/s':>6}  {'MFU':>4}  {'left':>8}",
-            style="bold",
-        )
-    ]
+    lines = [Text(_row("at work", room, {name: name for name in SLOT_COLUMNS}), style="bold")]
     for slot in slots:
         name = slot.run_id if len(slot.run_id) <= room else slot.run_id[: room - 1] + "…"
-        cells = slot_cells(slot)
-        lines.append(
-            Text(
-                f"{name:<{room}}  {cells['done']:>4}  {cells['loss']:>7}  {cells['tok/s']:>6}  "
-                f"{cells['MFU']:>4}  {cells['left']:>8}"
-            )
-        )
+        lines.append(Text(_row(name, room, slot_cells(slot))))
     return lines
+
+
+def _row(name: str, room: int, cells: Mapping[str, str]) -> str:
+    columns = (f"{cells[key]:>{width}}" for key, width in SLOT_COLUMNS.items())
+    return f"{name:<{room}}  {'  '.join(columns)}"
 
 
 def slot_cells(slot: Slot) -> dict[str, str]:
@@ -169,6 +166,8 @@ def curve_lines(cells: Sequence[CellStatus], width: int) -> list[Text]:
         return []
     lines = panels(curves, (min(sizes), max(sizes)), width)
     styled = [Text(line, style="bold" if k % HEIGHT == 0 else "") for k, line in enumerate(lines)]
+    for line in styled:
+        line.highlight_words([LOWEST], "bold green")
     return [Text("loss against parameters (log), so far", style="dim"), *styled]
 
 
