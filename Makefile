@@ -4,10 +4,11 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 STAMP_NO_TORCH := .venv-notorch/.installed
 
-.PHONY: help setup demo test test-full test-no-torch bench lint clean
+.PHONY: help setup demo pictures test test-full test-no-torch bench lint clean
 
 help:
 	@echo "make demo       set up, run a real IsoFLOP sweep on the CPU, fit it, show the figure"
+	@echo "make pictures   the README's pictures, into docs/pictures"
 	@echo "make test       set up, run the fast tests"
 	@echo "make test-full  the slow tests too"
 	@echo "make test-no-torch  the tests of spec and scaling where torch is not installed"
@@ -27,6 +28,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python scripts/train.py sweep=demo
 	$(BIN)/python scripts/analyze.py runs=runs/demo
+
+pictures: setup
+	$(BIN)/python scripts/pictures.py
 
 test: setup
 	$(BIN)/pytest -n 2 --dist loadgroup

@@ -17,24 +17,24 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import key_help
 from edge import compose, run_edge
+from ending import analysis_ending, fit_source
 from rich.console import Console
 from rich.table import Table as RichTable
+from screen import open_console, say
 
 from llmtrain.board.source import group_of, local_runs
-from llmtrain.scaling.analysis import analyze, compare_with
+from llmtrain.scaling.analysis import compare_with
 from llmtrain.scaling.bracket_table import bracket_line, bracket_table
 from llmtrain.scaling.check_tables import forecast_table
 from llmtrain.scaling.config import AnalyzeConfig
+from llmtrain.scaling.expense_table import expense_table
 from llmtrain.scaling.fit_tables import estimator_table, multiplier_table
 from llmtrain.scaling.law_file import read_side
-from llmtrain.scaling.load import load_runs
 from llmtrain.scaling.publish import publish
 from llmtrain.scaling.report import ReportFiles, write_report
 from llmtrain.scaling.results import Analysis
-from llmtrain.scaling.tables import TableOptions
-from llmtrain.scaling.training_curves import load_curves
-from llmtrain.scaling.verdict import verdict
 from llmtrain.scaling.wording import Table
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import FitRefusedError
@@ -56,7 +56,7 @@ def print_table(console: Console, table: Table) -> None:
 
 
 def print_analysis(console: Console, analysis: Analysis, files: ReportFiles) -> None:
-    """Print estimators, forecast and verdict of each group, and where the report is."""
+    """Print estimators, forecast and warnings of each group, cost, and where the report is."""
     for group in analysis.groups:
         if len(analysis.groups) > 1:
             console.print(f"\n{group.group}", markup=False, style="bold")
@@ -65,17 +65,17 @@ def print_analysis(console: Console, analysis: Analysis, files: ReportFiles) -> 
                 print_table(console, table)
         if group.rates is not None:
             console.print(bracket_line(group.rates), markup=False)
-        for line in verdict(group):
-            console.print(f"- {line}", markup=False)
         for finding in group.findings:
             if finding.level == "warning":
-                console.print(f"warning ({finding.code}): {finding.message}", markup=False)
+                say(console, f"warning ({finding.code}): {finding.message}")
     multipliers = multiplier_table(analysis)
     if multipliers is not None:
         print_table(console, multipliers)
     n_excluded = len(analysis.runs.exclusions)
     if n_excluded:
         console.print(f"{n_excluded} runs were left out; the report gives each its reason")
+    if (cost := expense_table(analysis.expense)) is not None:
+        print_table(console, cost)
     console.print(f"report:  {files.html}", markup=False)
     console.print(f"figures: {files.figures}", markup=False)
     console.print(f"law:     {files.law}", markup=False)
@@ -88,30 +88,25 @@ def main(overrides: list[str]) -> None:
     if team is not None:
         config = dataclasses.replace(config, entity=team[0], project=team[1])
     base = None if config.against is None else read_side(Path(config.against))
-    table = TableOptions(
-        columns=config.columns or {},
-        params_convention=config.params_convention,
-        flops_convention=config.flops_convention,
-    )
     source = local_runs(config.runs)
-    runs = load_runs(source, table)
-    training = load_curves(source, runs) if source.is_dir() else None
-    analysis = analyze(config, runs, training)
+    analysis = fit_source(config, source)
     if base is not None:
         analysis = compare_with(analysis, base)
     out = default_out(source) if config.out is None else Path(config.out)
     files = write_report(analysis, out, overrides)
     where = publish(analysis, files, warn=lambda line: print(line, file=sys.stderr))
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 160  # a file or a pipe has no width; nothing may be cut
+    console = open_console()
     print_analysis(console, analysis, files)
     if where:
-        console.print(f"wandb:   {where}", markup=False)
+        console.print(f"wandb:   {where}")
+    for line in analysis_ending(analysis, files.law):
+        say(console, line)
     if all(group.main is None for group in analysis.groups):
         reasons = dict.fromkeys(e.reason for e in analysis.groups[0].estimates if e.reason)
         raise FitRefusedError(f"no law: {'; '.join(reasons)} (what succeeded is in {files.html})")
 
 
 if __name__ == "__main__":
+    if key_help.is_asked_for():
+        __doc__ = f"{__doc__}\n{key_help.analyze_keys()}"
     run_edge(main)

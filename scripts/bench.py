@@ -7,21 +7,29 @@
   python scripts/bench.py what=analysis repeats=5 draws=1000 out=bench.json
   python scripts/bench.py what=pool cells=12 steps=50
   python scripts/bench.py what=peer peer=PATH/nanoGPT
+  python scripts/bench.py what=energy region=FRA
 
-`what` is one of:
-  step      one optimizer step, by shape and option: tokens/s, MFU over the matmul rate measured
-            beside it; steps=50, tokens=4096 a step, variants float32, bfloat16, and both -compiled
-  run       wall seconds of runs of `tokens` x 1, 3 and 10, warm and as a command each: the fixed
-            cost of a run; model=w32d2, tokens=100000
-  sweep     a sweep from the command to the fitted curve: where its time goes, its MFU; sweep=demo
-  cost      how time grows with cells, model size and tokens, memory with model size; `picture`
-            gets the figure
-  pool      the same tiny cells in warm workers, and in a process each; cells=12, steps=50
-  analysis  load, fits and bootstrap, figures and report of 250 planted runs; draws=1000
-  peer      the demo's shapes, batches and text beside nanoGPT's own loop, checked out at `peer`
-  tracking  one run of a minute with and without wandb
-Prints the median of the repeats with their range; `out` gets the same as JSON with hardware, load,
-versions, commit and command. Compare figures of one call only: machines have moods.
+Keys:
+  what=step         one optimizer step, by shape and option: tokens/s, MFU over the matmul rate
+                    measured beside it (models=w32d2,w64d4,w128d4, steps=50, tokens=4096 a step,
+                    variants=float32,bfloat16; there are float32-compiled and bfloat16-compiled too)
+  what=run          seconds of runs of `tokens` x 1, 3 and 10, warm and as a command each: the fixed
+                    cost of a run (model=w32d2, tokens=100000)
+  what=sweep        a sweep from the command to the fitted curve: where its time goes, its MFU
+                    (sweep=demo, set="KEY=VALUE ...")
+  what=cost         how time grows with cells, model size and tokens, and memory with model size
+                    (picture=FILE draws it)
+  what=analysis     load, fits and bootstrap, figures and report of 250 planted runs (draws=1000)
+  what=pool         the same tiny cells in warm workers and in a process each (cells=12, steps=50)
+  what=peer         the demo's shapes, batches and text beside nanoGPT's own loop, which is checked
+                    out at peer=PATH
+  what=tracking     one run of a minute with and without wandb
+  what=energy       joules and CO2e of one run by llmtrain and by codecarbon (gigaflops=1000,
+                    region=FRA); needs pip install -e '.[carbon]'
+  repeats=3         how often; the median is printed, with the range
+  out=FILE          the same as JSON, with hardware, load, versions, commit and command
+
+Compare figures of one call only: machines have moods.
 """
 
 import json
@@ -45,16 +53,8 @@ from llmtrain.spec.code import code_id
 from llmtrain.spec.disk import write_whole
 from llmtrain.spec.errors import ConfigError
 
-PARTS = (
-    "step",
-    "run",
-    "sweep",
-    "cost",
-    "pool",
-    "analysis",
-    "peer",
-    "tracking",
-)  # modules of benches/; each holds a BENCH
+# Modules of benches/; each holds a BENCH.
+PARTS = ("step", "run", "sweep", "cost", "pool", "analysis", "peer", "tracking", "energy")
 COMMON = {"what": "analysis", "repeats": "3", "out": ""}
 
 
@@ -108,9 +108,9 @@ def main(overrides: list[str]) -> None:
     shown = Table(
         title=f"{common['what']}: median of {keys['repeats']}", box=None, title_justify="left"
     )
-    shown.add_column("what, seconds where it does not say")
-    for column in ("median", "range"):
-        shown.add_column(column, justify="right")
+    shown.add_column("what")
+    for heading in (f"median, {bench.column}", "range"):
+        shown.add_column(heading, justify="right")
     for name, value in seconds.items():
         values = [run[name] for run in found]
         shown.add_row(name, f"{value:.4g}", f"{min(values):.4g} to {max(values):.4g}")

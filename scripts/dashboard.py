@@ -12,6 +12,7 @@ import contextlib
 import json
 from pathlib import Path
 
+import key_help
 from edge import compose, run_edge
 
 from llmtrain.board.dashboard import DashboardConfig, build_boards
@@ -86,4 +87,6 @@ def main(overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if key_help.is_asked_for():
+        __doc__ = f"{__doc__}\n{key_help.dashboard_keys()}"
     run_edge(main)

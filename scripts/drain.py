@@ -1,11 +1,17 @@
 """Work off a file of cells together with every other process that does so on the same folder.
 
   python scripts/drain.py cells=runs/NAME/cells-1a2b3c4d.json
+  python scripts/drain.py cells=runs/NAME/cells-1a2b3c4d.json per_device=2 hang_seconds=1800
+
+Keys:
+  cells=FILE          the cells, as hydra/launcher=slurm writes them (required)
+  per_device=1        workers per GPU, or per core where there is none
+  max_requeues=0      how often a task that was stopped asks SLURM to start it again
+  hang_seconds=S      a worker whose cell makes no step for so long is killed; left out, it is
+                      waited for
 
 The tasks of hydra/launcher=slurm run this; by hand it joins any machine that shares the folder,
-started where the sweep was. Keys: cells (required), per_device=1 (workers per GPU or core),
-max_requeues=0 (how often a task that was stopped asks SLURM to start it again), hang_seconds (a
-worker whose cell makes no step for so long is killed; left out, it is waited for).
+started where the sweep was.
 """
 
 import interrupts  # noqa: F401 - first: what it sets up holds while the others are imported
@@ -14,8 +20,8 @@ import interrupts  # noqa: F401 - first: what it sets up holds while the others 
 import math
 from pathlib import Path
 
-from console import SweepConsole
 from edge import key_values, run_edge
+from sweep_console import SweepConsole
 
 from llmtrain.spec.errors import ConfigError, InterruptedRunError
 from llmtrain.sweep.drain import drain, read_cells

@@ -8,8 +8,11 @@
   python scripts/plan.py sweep=demo format=csv > plan.csv
   python scripts/plan.py sweep=demo picture=plan.svg
 
-Takes the same overrides as scripts/train.py, and format=table, csv or json, and picture=FILE (.svg
-or .png). Memory is estimated from the shapes; seconds from the runs that this machine has finished
+Keys of its own, besides those of scripts/train.py:
+  format=table      how the cells are printed: table, csv or json
+  picture=FILE      draw sizes against budgets into FILE (.svg or .png)
+
+Memory is estimated from the shapes; seconds from the runs that this machine has finished
 under runs_root (else from bill.assumed_mfu and runtime.peak_tflops); energy, carbon and money from
 the seconds and configs/bill.
 """
@@ -22,14 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import key_help
 from edge import compose, key_values, run_edge
-from rich.console import Console
 from rich.table import Table
+from screen import duration, open_console
 
 from llmtrain.corpus.prepare import known_tokens
 from llmtrain.scaling.plot.plan import draw_plan
 from llmtrain.spec.bill import Bill, bill_for, total
 from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.expense import bill_text
 from llmtrain.spec.memory import GB, memory_bytes
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.recipe import outside_range
@@ -136,26 +141,8 @@ def cost_lines(planned: Sequence[Planned], speed: Speed | None, config: TrainCon
         f"time: {duration(sum(seconds))} in all, {duration(makespan(seconds, slots))} on {slots} "
         f"workers of {speed.machine} ({learnt})"
     )
-    return [*lines, bill_line(total(item.bill for item in planned if item.bill), config)]
-
-
-def bill_line(bill: Bill, config: TrainConfig) -> str:
-    """Return energy, carbon and money in a line."""
-    if bill.kwh is None or bill.co2e_kg is None:
-        energy = "energy and carbon unknown: set bill.device_watts"
-    else:
-        where = f"{config.bill.grid:g} g/kWh, {config.bill.region}, PUE {config.bill.pue:g}"
-        energy = f"estimated {bill.kwh:.3g} kWh, {bill.co2e_kg:.3g} kg CO2e ({where})"
-    if bill.money is None:
-        return f"cost: {energy}; no price set (bill.price_per_hour)"
-    return f"cost: {energy}, {bill.money:.2f} {config.bill.currency}"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as a person says them."""
-    if seconds < 90:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    bill = total(item.bill for item in planned if item.bill)
+    return [*lines, f"cost: {bill_text(bill, config.bill)}"]
 
 
 def plan_grid(
@@ -242,9 +229,7 @@ def warnings(grid: Grid, tokens: int | None) -> list[str]:
 
 def print_plan(grid: Grid, facts: Sequence[dict[str, Any]], lines: Sequence[str]) -> None:
     """Print the table, the refused cells, the sum and `lines`."""
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 180  # a file or a pipe has no width; nothing may be cut
+    console = open_console()
     table = Table(box=None, pad_edge=False)
     for name, _ in COLUMNS.values():
         table.add_column(name, justify="right")
@@ -267,4 +252,6 @@ def print_plan(grid: Grid, facts: Sequence[dict[str, Any]], lines: Sequence[str]
 
 
 if __name__ == "__main__":
+    if key_help.is_asked_for():
+        __doc__ = f"{__doc__}\n{key_help.train_keys()}"
     run_edge(main)

@@ -11,6 +11,7 @@
 Every key stands in configs/predict.yaml.
 """
 
+import key_help
 from edge import compose, run_edge
 from rich.console import Console
 from rich.table import Table
@@ -120,4 +121,6 @@ def main(overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if key_help.is_asked_for():
+        __doc__ = f"{__doc__}\n{key_help.predict_keys()}"
     run_edge(main)

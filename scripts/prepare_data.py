@@ -1,4 +1,7 @@
-"""Turn text into token shards: python scripts/prepare_data.py data=fineweb_edu data.max_bytes=1e9.
+"""Turn text into token shards.
+
+  python scripts/prepare_data.py data=fineweb_edu data.max_bytes=1e9
+  python scripts/prepare_data.py data=local 'data.paths=[my/*.jsonl]' data.name=mine
 
 Every key of configs/data/*.yaml can be set. The corpus lies in a folder named by its content's
 settings below data.root; running the same command again finds it there.
@@ -15,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import key_help
 from edge import compose, run_edge
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -112,4 +116,6 @@ def print_summary(manifest: Manifest, directory: Path, seconds: float) -> None:
 
 
 if __name__ == "__main__":
+    if key_help.is_asked_for():
+        __doc__ = f"{__doc__}\n{key_help.data_keys()}"
     run_edge(main)

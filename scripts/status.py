@@ -1,11 +1,18 @@
-"""Print how a sweep stands: which cells are done, running, stopped or failed, why, how long yet.
+"""Print how a sweep stands: cells, curves, cost, failures and why, how long yet.
 
   python scripts/status.py runs=runs/demo
   python scripts/status.py runs=runs/demo watch=2
+  python scripts/status.py runs=runs/demo bill.region=FRA bill.price_per_hour=2.5
   python scripts/status.py runs=runs/demo json=true
 
-Keys: runs (required), watch=SECONDS (look again until nothing is left to do), json=true (one JSON
-object per look). A terminal gets a table, anything else plain lines.
+Keys:
+  runs=runs/NAME    folder of the sweep (required)
+  watch=SECONDS     look again until nothing is left to do
+  json=true         one JSON object per look, for programs
+  bill.KEY=VALUE    count energy, carbon and money otherwise than the runs' own configuration:
+                    region, grams_per_kwh, pue, device_watts, price_per_hour, currency
+
+A terminal gets the view of scripts/train.py and a table of all cells, anything else plain lines.
 """
 
 import dataclasses
@@ -15,6 +22,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +31,84 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+from screen import duration, is_live, open_console, say, spoken
+from sweep_view import (
+    AT_WORK,
+    STYLES,
+    Slot,
+    SweepView,
+    budget_lines,
+    counted,
+    curve_lines,
+    head_lines,
+    slot_line,
+    slot_lines,
+)
 
-from llmtrain.spec.errors import ConfigError
-from llmtrain.sweep.ledger import PASSED_BY, STATES, CellStatus, read_sweep, time_left
+from llmtrain.spec.bill import BillChanges
+from llmtrain.spec.build import build
+from llmtrain.spec.errors import ConfigError, MismatchError
+from llmtrain.spec.expense import Expense, bill_text, expense_of
+from llmtrain.spec.record import RunRecord, read_record
+from llmtrain.sweep.ledger import (
+    PASSED_BY,
+    CellStatus,
+    TimeLeft,
+    flops_left,
+    flops_of,
+    read_sweep,
+    time_left,
+)
 from llmtrain.sweep.pool import make_slots
 
-STYLES = {"done": "green", "running": "cyan", "failed": "red", "quarantined": "red"}
+BILL_KEYS = tuple(f"bill.{field.name}" for field in dataclasses.fields(BillChanges))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """What one look at the files found."""
+
+    cells: Sequence[CellStatus]
+    expense: Expense | None
+    left: TimeLeft | None
+
+    def view(self) -> SweepView:
+        """Return it as the live view of scripts/train.py has it."""
+        counted_in = [cell for cell in self.cells if cell.state not in PASSED_BY]
+        known = all("flops" in cell.facts for cell in counted_in)
+        flops = sum(map(flops_of, counted_in)) if known else 0.0
+        left = sum(flops_left(cell) for cell in counted_in if known and cell.state != "done")
+        expense = self.expense
+        return SweepView(
+            cells=self.cells,
+            slots=[slot_of(cell) for cell in self.cells if cell.state in AT_WORK],
+            share=1.0 - left / flops if flops > 0 else None,
+            elapsed_s=None,
+            left_s=None if self.left is None else self.left.seconds,
+            bill=None if expense is None else expense.bill,
+            bill_config=None if expense is None else expense.config,
+        )
 
 
 def main(overrides: list[str]) -> None:
     """Read the ledger and print it, once or until nothing is left to do."""
-    given = {"watch": "", "json": "false"} | key_values(overrides, ("runs", "watch", "json"))
+    known = ("runs", "watch", "json", *BILL_KEYS)
+    given = {"watch": "", "json": "false"} | key_values(overrides, known)
     if "runs" not in given or given["json"] not in ("true", "false"):
-        raise ConfigError("status.py takes runs=runs/NAME, watch=SECONDS and json=true")
+        raise ConfigError("status.py takes runs=runs/NAME, watch=SECONDS, json=true and bill.KEY=")
     every_s = seconds(given["watch"])
-    look = functools.partial(read_sweep, Path(given["runs"]))
-    console = Console(highlight=False, soft_wrap=True)
+    own = {field.name: given.get(f"bill.{field.name}") for field in dataclasses.fields(BillChanges)}
+    look = functools.partial(look_at, Path(given["runs"]), build(BillChanges, own, "bill"))
+    console = open_console()
     if given["json"] == "true":
-        watch(look, every_s, lambda cells: print(json.dumps(as_json(cells)), flush=True))
-    elif not console.is_terminal:
-        watch(look, every_s, lambda cells: print("\n".join(lines(cells)), flush=True))
+        watch(look, every_s, lambda found: print(json.dumps(as_json(found)), flush=True))
+    elif not is_live(console):
+        watch(look, every_s, lambda found: print_lines(console, lines(found)))
     elif every_s is None:
-        console.print(table(look()))
+        console.print(board(look(), console))
     else:
-        with Live(table(look()), console=console, auto_refresh=False) as live:
-            watch(look, every_s, lambda cells: live.update(table(cells), refresh=True))
+        with Live(console=console, auto_refresh=False) as live:
+            watch(look, every_s, lambda found: live.update(board(found, console), refresh=True))
 
 
 def seconds(text: str) -> float | None:
@@ -63,31 +124,66 @@ def seconds(text: str) -> float | None:
     return value
 
 
-def watch(
-    look: Callable[[], list[CellStatus]],
-    every_s: float | None,
-    show: Callable[[list[CellStatus]], None],
-) -> None:
+def look_at(directory: Path, changes: BillChanges) -> Look:
+    """Read a sweep's folder. Raises ConfigError where there is none."""
+    cells = read_sweep(directory)
+    records = [_record(directory / cell.run_id) for cell in cells if cell.state == "done"]
+    found = [record for record in records if record is not None]
+    return Look(
+        cells=cells,
+        expense=expense_of(directory, found, changes),
+        left=time_left(cells, len(make_slots(1))),
+    )
+
+
+@functools.cache  # a record never changes, and watch= looks again and again
+def _record(directory: Path) -> RunRecord | None:
+    try:
+        return read_record(directory)
+    except MismatchError:  # read_sweep says so
+        return None
+
+
+def watch(look: Callable[[], Look], every_s: float | None, show: Callable[[Look], None]) -> None:
     """Show the cells once, or every `every_s` seconds until all are done or have failed."""
     while True:
-        cells = look()
-        show(cells)
-        if every_s is None or all(cell.state in ("done", *PASSED_BY) for cell in cells):
+        found = look()
+        show(found)
+        if every_s is None or all(cell.state in ("done", *PASSED_BY) for cell in found.cells):
             return
         time.sleep(every_s)
 
 
-def lines(cells: Sequence[CellStatus]) -> list[str]:
-    """Return one plain line per cell, then the summary."""
+def print_lines(console: Console, found: Sequence[str]) -> None:
+    """Print plain lines, at once."""
+    for line in found:
+        say(console, line)
+    console.file.flush()
+
+
+def lines(look: Look) -> list[str]:
+    """Return one plain line per cell, one per worker and budget, then the summary."""
+    cells, view = look.cells, look.view()
     width = max((len(cell.state) for cell in cells), default=0)
     return [
         *(f"{cell.state:<{width}} {cell.run_id}  {outcome(cell)}".rstrip() for cell in cells),
-        *summary(cells),
+        *map(slot_line, view.slots),
+        *budget_lines(cells),
+        counted(cells),
+        *notes(look),
     ]
 
 
-def table(cells: Sequence[CellStatus]) -> RenderableType:
-    """Return the summary and the cells as a table under it, where a low screen may cut it."""
+def board(look: Look, console: Console) -> RenderableType:
+    """Return the view and all cells as a table under it, where a low screen may cut it."""
+    width, view = console.width - 1, look.view()
+    top = [*head_lines(view, width), *map(Text, notes(look, in_full=False))]
+    top += [*slot_lines(view.slots, width), *curve_lines(look.cells, width)]
+    return Group(*(spoken(line, console) for line in top), table(look.cells))
+
+
+def table(cells: Sequence[CellStatus]) -> Table:
+    """Return a row for each cell."""
     shown = Table(box=None, pad_edge=False)
     for name in ("cell", "state"):
         shown.add_column(name, no_wrap=True)
@@ -104,7 +200,7 @@ def table(cells: Sequence[CellStatus]) -> RenderableType:
             "?" if share is None else f"{share:.0%}",
             Text(outcome(cell)),
         )
-    return Group(*(Text(line) for line in summary(cells)), shown)
+    return shown
 
 
 def outcome(cell: CellStatus) -> str:
@@ -119,38 +215,57 @@ def trained(cell: CellStatus) -> float | None:
     return cell.flops_done / cell.facts["flops"] if "flops" in cell.facts else None
 
 
-def summary(cells: Sequence[CellStatus]) -> list[str]:
-    """Return the counts by state, the time left and what it rests on, and what to do next."""
-    counts = Counter(cell.state for cell in cells)
-    known = [f"{counts[state]} {state}" for state in STATES if counts[state]]
-    found = [f"{len(cells)} cells: {', '.join(known)}"]
-    if (left := time_left(cells, len(make_slots(1)))) is not None:
+def slot_of(cell: CellStatus) -> Slot:
+    """Return what is shown of a cell that some process is at."""
+    row = cell.latest
+    return Slot(
+        run_id=cell.run_id,
+        share=trained(cell),
+        loss=row.get("train/loss"),
+        tokens_per_second=row.get("train/tokens_per_second"),
+        mfu=row.get("train/mfu"),
+        left_s=_left_of(cell),
+    )
+
+
+def _left_of(cell: CellStatus) -> float | None:
+    """Return the tokens that a cell still has to train over its speed."""
+    speed, whole = cell.latest.get("train/tokens_per_second"), cell.facts.get("n_tokens")
+    if not speed or whole is None:
+        return None
+    return max(0.0, float(whole) - cell.latest["tokens"]) / speed
+
+
+def notes(look: Look, *, in_full: bool = True) -> list[str]:
+    """Return the time left and what it rests on, the cost, and what to do next."""
+    found = []
+    left = look.left
+    if left is not None:
         found.append(
             f"about {duration(left.seconds)} left: {left.flops_left:.3g} FLOPs x "
             f"{left.seconds_per_flop:.3g} s per FLOP (mean of {left.n_finished} finished cells) / "
             f"{left.n_slots} {'at work' if left.at_work else 'slots of this machine'}"
         )
-    if counts["quarantined"]:
+    if look.expense is not None and in_full:
+        bill = bill_text(look.expense.bill, look.expense.config)
+        found.append(f"cost of {len(look.expense.runs)} finished cells: {bill}")
+    if look.expense is not None:
+        found += [saving.text for saving in look.expense.savings]
+    if any(cell.state == "quarantined" for cell in look.cells):
         found.append(
             "quarantined cells failed twice in the same way: retry=failed tries them again"
         )
     return found
 
 
-def duration(value: float) -> str:
-    """Return seconds as a person says them."""
-    if value < 90:
-        return f"{value:.0f} s"
-    return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
-
-
-def as_json(cells: Sequence[CellStatus]) -> dict[str, Any]:
+def as_json(look: Look) -> dict[str, Any]:
     """Return everything that the lines say, and the plan's facts."""
-    left = time_left(cells, len(make_slots(1)))
+    expense = look.expense
     return {
-        "cells": [dataclasses.asdict(cell) for cell in cells],
-        "counts": Counter(cell.state for cell in cells),
-        "left": None if left is None else dataclasses.asdict(left),
+        "cells": [dataclasses.asdict(cell) for cell in look.cells],
+        "counts": Counter(cell.state for cell in look.cells),
+        "left": None if look.left is None else dataclasses.asdict(look.left),
+        "cost": None if expense is None else expense.facts(),
     }
 
 

@@ -21,9 +21,12 @@ import sys
 from pathlib import Path
 
 import hydra
-from console import RunConsole, SweepConsole
+import key_help
+from console import RunConsole
 from edge import CONFIG_DIR, check_overrides, guarded
 from omegaconf import DictConfig
+from screen import say
+from sweep_console import SweepConsole
 
 from llmtrain.corpus.prepare import prepare
 from llmtrain.spec.check import check
@@ -82,22 +85,32 @@ def main(composed: DictConfig) -> None:
     sys.exit(code)
 
 
-def run() -> None:
-    """Check the arguments, then let Hydra compose and call."""
+def run(console: SweepConsole | None = None) -> None:
+    """Check the arguments, then let Hydra compose and call; `console` is told of a sweep."""
+    console = console or SweepConsole()
     flags = [a for a in sys.argv[1:] if a in ("-m", "--multirun")]
     overrides = [a for a in sys.argv[1:] if a not in flags]
     check_overrides(overrides)
     sys.argv[1:] = [*flags, *overrides]  # argparse wants the flag before the first override
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to `guarded`, which makes one line of them
     HANDS.work = work
-    HANDS.watcher = SweepConsole()
+    HANDS.watcher = console
     HANDS.drain = (sys.executable, str(Path(__file__).resolve().with_name("drain.py")))
-    main()
+    try:
+        main()
+    finally:
+        console.conclude()
+    if console.is_done and any(override.startswith("sweep=") for override in overrides):
+        from ending import sweep_ending  # noqa: PLC0415 - scipy, when there is something to fit
+
+        for directory in dict.fromkeys(path.parent for path in console.cells):
+            for line in sweep_ending(directory):
+                say(console.console, line)
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
+    if key_help.is_asked_for():
+        print(f"{__doc__}\n{key_help.train_keys()}")
     else:
         code = guarded(run)
         interrupts.ignored()

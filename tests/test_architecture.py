@@ -29,6 +29,7 @@ DOORS = {
     "wandb": ("board.courier", "board.pull", "board.offline"),
     "wandb_workspaces": ("board.dashboard",),
     "pynvml": ("training.energy",),
+    "codecarbon": ("scripts.benches.energy",),
     "rich": ("scripts",),
     "submitit": ("sweep.slurm",),
 }

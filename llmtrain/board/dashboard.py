@@ -175,7 +175,7 @@ def panel_sections(wr: Any) -> dict[str, list[Any]]:
             line("train/mfu", TOKENS),
             line("train/memory_gb", TOKENS),
             wr.ScatterPlot(
-                title="joules against FLOPs",
+                title="joules against FLOPs, measured or estimated as energy_source says",
                 x=wr.SummaryMetric(FLOPS),
                 y=wr.SummaryMetric("energy_j"),
                 log_x=True,

@@ -13,6 +13,7 @@ from typing import Any
 
 from llmtrain.spec.disk import make_folder, write_whole
 from llmtrain.spec.errors import ConfigError, MismatchError
+from llmtrain.spec.expense import CONFIG_FILE
 from llmtrain.spec.record import RunRecord, build_record, write_record
 
 METRICS_FILE, STATE_FILE = "metrics.jsonl", "state.json"
@@ -89,6 +90,9 @@ def _lay_down_run(run: FetchedRun, folder: Path) -> None:
     make_folder(target)
     lines = "".join(json.dumps(dict(row), sort_keys=True) + "\n" for row in run.rows)
     write_whole(target / METRICS_FILE, lines)
+    own = {k.removeprefix("bill/"): v for k, v in run.config.items() if k.startswith("bill/")}
+    config = json.dumps({"config": {"bill": own}}, sort_keys=True)  # what its cost is counted by
+    write_whole(target / CONFIG_FILE, config + "\n")
     state = {"state": "done"}
     try:
         record = record_of(run, hashlib.sha256(lines.encode()).hexdigest())

@@ -46,6 +46,7 @@ from llmtrain.scaling.training_curves import TrainingCurves, curves_of
 from llmtrain.scaling.trunks import branch_costs, can_branch
 from llmtrain.scaling.variations import Variation, vary
 from llmtrain.spec.errors import ConfigError, FitRefusedError
+from llmtrain.spec.expense import Expense
 
 COMPARED = ("approach1_hull", "approach2", "approach3", "projection")
 """Methods that must agree; the others are variants of these."""
@@ -81,8 +82,13 @@ def compare_with(analysis: Analysis, base: Side) -> Analysis:
     return replace(analysis, multipliers=tuple(found), multiplier_notes=notes)
 
 
-def analyze(config: AnalyzeConfig, runs: Runs, training: TrainingCurves | None = None) -> Analysis:
-    """Fit every group of `runs`, Approach 1 on the `training` curves too.
+def analyze(
+    config: AnalyzeConfig,
+    runs: Runs,
+    training: TrainingCurves | None = None,
+    expense: Expense | None = None,
+) -> Analysis:
+    """Fit every group of `runs`, Approach 1 on the `training` curves too; `expense` goes along.
 
     Raises FitRefusedError where no group has enough runs for any method, ConfigError for an unknown
     group or parameter count.
@@ -103,7 +109,7 @@ def analyze(config: AnalyzeConfig, runs: Runs, training: TrainingCurves | None =
     if all(e.fit is None for group in groups for e in group.estimates):
         reasons = "; ".join(dict.fromkeys(e.reason for e in groups[0].estimates))
         raise FitRefusedError(f"no method fits {len(runs)} runs: {reasons}")
-    return Analysis(config=config, runs=runs, groups=tuple(groups))
+    return Analysis(config=config, runs=runs, groups=tuple(groups), expense=expense)
 
 
 def analyze_group(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from llmtrain.spec.bill import BillChanges
 from llmtrain.spec.check import check, check_between, check_name, check_positive
 
 ParamsConvention = Literal["auto", "non_embedding", "no_input_embedding", "total"]
@@ -62,6 +63,8 @@ class AnalyzeConfig:
     """wandb project of the analysis; runs=wandb:... publishes where it read."""
     entity: str | None
     """wandb user or team; null takes the account's default."""
+    bill: BillChanges
+    """How energy, carbon and money are counted; null: as the runs' own configuration says."""
 
     def __post_init__(self) -> None:
         """Refuse what no fit can use."""

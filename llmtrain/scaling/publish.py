@@ -123,6 +123,9 @@ def summary(analysis: Analysis) -> dict[str, Any]:
         "params_convention": runs.conventions.params,
         "flops_convention": runs.conventions.flops,
     }
+    if analysis.expense is not None:
+        cost = analysis.expense.facts()
+        found |= {f"cost/{k}": v for k, v in cost.items() if not isinstance(v, list)}
     for group in analysis.groups:
         own: dict[str, Any] = {"verdict": " ".join(verdict(group))}
         own["status"] = "refused" if group.main is None else "accepted"

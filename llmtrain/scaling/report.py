@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmtrain.scaling.expense_table import expense_table
 from llmtrain.scaling.fit_tables import multiplier_table
 from llmtrain.scaling.law_file import law_document
 from llmtrain.scaling.page import (
@@ -99,6 +100,8 @@ def _html(
     if multipliers is not None:
         body += [figure_html(f.name, f.svg, f.caption) for f in compared]
         body.append(table_html(multipliers))
+    if (cost := expense_table(analysis.expense)) is not None:
+        body.append(table_html(cost))
     body.append(heading("How this was made"))
     body.append(table_html(_exclusions(analysis)))
     body.append(table_html(Table(title="Command", header=("",), rows=((command,),))))
@@ -131,6 +134,8 @@ def _markdown(
     if multipliers is not None:
         parts += [_md_figure(f) for f in compared]
         parts.append(_md_table(multipliers))
+    if (cost := expense_table(analysis.expense)) is not None:
+        parts.append(_md_table(cost))
     parts.append(_md_table(_exclusions(analysis)))
     parts.append(f"### Command\n\n    {' '.join(command.splitlines())}")
     return "\n\n".join(parts) + "\n"

@@ -26,6 +26,7 @@ from llmtrain.scaling.runs import Runs
 from llmtrain.scaling.sensitivity import Sensitivity
 from llmtrain.scaling.training_curves import TrainingCurves
 from llmtrain.scaling.variations import Variation
+from llmtrain.spec.expense import Expense
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -150,3 +151,5 @@ class Analysis:
     """Compute multipliers over the sweep that `against` names."""
     multiplier_notes: tuple[str, ...] = ()
     """What was taken for granted when the two sweeps' losses were compared."""
+    expense: Expense | None = None
+    """What the finished runs cost; null for a table, and where no run says how to count."""

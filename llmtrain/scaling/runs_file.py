@@ -53,6 +53,8 @@ def _row(runs: Runs, record: RunRecord) -> dict[str, Any]:
         "peak_lr": record.peak_lr,
         "tokens_per_second": record.tokens_per_second,
         "seconds": sum(record.seconds.values()),
+        "energy_j": record.energy_j,
+        "energy_source": record.energy_source,
     }
 
 

@@ -1,5 +1,6 @@
 """What a run costs besides FLOPs: energy, carbon and money, measured where a counter is."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -52,6 +53,7 @@ class BillConfig:
     price_per_hour: float | None
     """Price of one device (a GPU, or one CPU worker) for an hour; null leaves money out."""
     currency: str
+    """What the price is in."""
     assumed_mfu: float | None
     """Share of runtime.peak_tflops that a plan counts on where no finished run tells the speed."""
 
@@ -78,6 +80,46 @@ class BillConfig:
         return GRID[self.region] if self.grams_per_kwh is None else self.grams_per_kwh
 
 
+PLAIN = BillConfig(
+    region="world",
+    grams_per_kwh=None,
+    pue=1.0,
+    device_watts=None,
+    price_per_hour=None,
+    currency="USD",
+    assumed_mfu=None,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BillChanges:
+    """What a reader counts otherwise than the runs' own configuration; null keeps theirs."""
+
+    region: str | None = None
+    """Grid: 'world' or a country's ISO code of three letters, as in FRA."""
+    grams_per_kwh: float | None = None
+    """CO2e of a kWh in grams."""
+    pue: float | None = None
+    """Energy of the whole site over the energy of its computers."""
+    device_watts: float | None = None
+    """Power of one device under load, for runs that no counter measured."""
+    price_per_hour: float | None = None
+    """Price of one device for an hour."""
+    currency: str | None = None
+    """What the price is in."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can be counted by."""
+        self.applied(PLAIN)
+
+    def applied(self, config: BillConfig) -> BillConfig:
+        """Return `config` with these changes; a region brings its own grid. Raises ConfigError."""
+        given = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        if "region" in given:
+            given.setdefault("grams_per_kwh", None)
+        return dataclasses.replace(config, **given)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bill:
     """Energy, carbon and money of one run or of several."""
@@ -96,6 +138,27 @@ class Bill:
         """Whether any part of the energy is time and rated power, no counter's reading."""
         return "estimated" in self.sources
 
+    def times(self, factor: float) -> "Bill":
+        """Return the bill of `factor` times as much of the same."""
+
+        def scaled(value: float | None) -> float | None:
+            return None if value is None else value * factor
+
+        return Bill(
+            device_hours=self.device_hours * factor,
+            kwh=scaled(self.kwh),
+            co2e_kg=scaled(self.co2e_kg),
+            money=scaled(self.money),
+            sources=self.sources,
+        )
+
+    @property
+    def mark(self) -> str:
+        """What stands before every number that comes from the energy."""
+        if not self.estimated:
+            return "measured"
+        return "estimated" if len(self.sources) == 1 else "partly estimated"
+
 
 def rated_watts(hardware: Mapping[str, str]) -> float | None:
     """Return the rated power of one device of a record's `hardware`; None for an unknown GPU."""
@@ -103,6 +166,17 @@ def rated_watts(hardware: Mapping[str, str]) -> float | None:
     if gpu is None:
         return CPU_WATTS_PER_THREAD * float(hardware.get("threads", "1"))
     return next((watts for name, watts in RATED_WATTS.items() if name in gpu), None)
+
+
+def estimated_joules(
+    seconds: float, config: BillConfig, hardware: Mapping[str, str]
+) -> float | None:
+    """Return time x devices x power, as bill.device_watts or the rating has it; None for neither.
+
+    It is the devices' own energy, before PUE.
+    """
+    watts = config.device_watts or rated_watts(hardware)
+    return None if watts is None else seconds * float(hardware.get("n_devices", "1")) * watts
 
 
 def bill_for(
@@ -119,9 +193,8 @@ def bill_for(
     """
     device_seconds = seconds * float(hardware.get("n_devices", "1"))
     if joules is None:
-        watts = config.device_watts or rated_watts(hardware)
-        joules = None if watts is None else device_seconds * watts
-        source = "none" if watts is None else "estimated"
+        joules = estimated_joules(seconds, config, hardware)
+        source = "none" if joules is None else "estimated"
     kwh = None if joules is None else joules / JOULES_PER_KWH * config.pue
     price = config.price_per_hour
     return Bill(
@@ -134,14 +207,30 @@ def bill_for(
 
 
 def bill_of(record: RunRecord, config: BillConfig) -> Bill:
-    """Return the bill of a finished run: the counter's joules, or an estimate from its seconds."""
+    """Return the bill of a finished run: the counter's joules, or an estimate from its seconds.
+
+    An estimate in the record is made anew where bill.device_watts says what to make it from.
+    """
+    again = record.energy_source == "estimated" and config.device_watts is not None
     return bill_for(
         sum(record.seconds.values()),
         config,
         record.hardware,
-        joules=record.energy_j,
+        joules=None if again else record.energy_j,
         source=record.energy_source,
     )
+
+
+def own_share(record: RunRecord) -> float:
+    """Return the share of its FLOPs and tokens that a run executed itself: 1, but of a branch."""
+    return record.flops_spent / record.flops[record.flops_convention]
+
+
+def joules_per_token(record: RunRecord) -> float | None:
+    """Return the joules over the tokens that the run itself trained on; None where unknown."""
+    if record.energy_j is None:
+        return None
+    return record.energy_j / (record.n_tokens * own_share(record))
 
 
 def total(bills: Iterable[Bill]) -> Bill:

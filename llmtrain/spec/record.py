@@ -89,9 +89,9 @@ class RunRecord:
     memory_bytes: int
     """Peak memory, all devices together: allocated on a GPU, resident of the process on a CPU."""
     energy_j: float | None
-    """Joules, null where nothing measures or estimates them."""
+    """Joules of the GPUs, or of the processors where there is none; null where nobody knows."""
     energy_source: str
-    """nvml, rapl, estimated or none."""
+    """nvml or rapl (a counter, this run's share of it), estimated (time x rated power), none."""
     hardware: dict[str, str]
     """Of one device, and how many there were: n_devices."""
     versions: dict[str, str]

@@ -36,8 +36,10 @@ LOOK_EVERY_S = 0.5  # at cells that other processes hold
 class SweepWatcher(Watcher):
     """A watcher that also hears how much there is to do; this one says nothing."""
 
-    def opened(self, jobs: Sequence[Job], n_done: int, n_slots: int) -> None:
-        """The sweep begins: what is left, and how many cells were finished before."""
+    def opened(
+        self, jobs: Sequence[Job], n_done: int, n_slots: int, folders: Sequence[Path]
+    ) -> None:
+        """The sweep begins: what is left, how many cells are finished, the folders of them all."""
 
     def would_run(self, to_do: Sequence[CellStatus], others: Sequence[CellStatus]) -> None:
         """A dry run: the cells that would be trained, and those that are done or passed by."""
@@ -129,7 +131,7 @@ def drain(
     unsettled = _unsettled(jobs, recorder)
     refuse_sweep_room([c for c in configs if run_directory(c) in unsettled], at_once=len(slots))
     first = [jobs[path] for path in unsettled]
-    watcher.opened(first, done_before, len(slots))
+    watcher.opened(first, done_before, len(slots), list(jobs))
     for path, job in jobs.items():
         if is_passed_by(path):
             watcher.passed_by(job, read_state(path)[1])
@@ -186,6 +188,9 @@ class _Recorder(SweepWatcher):
 
     def reported(self, job: Job, progress: dict[str, Any]) -> None:
         self.watcher.reported(job, progress)
+
+    def stopping(self) -> None:
+        self.watcher.stopping()
 
     def ended(self, outcome: Outcome) -> None:
         if outcome.exit_code == RunLockedError.exit_code:

@@ -1,10 +1,11 @@
 """The state of a sweep on disk: its plan, and how far each cell is. No clock decides anything."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ class CellStatus:
     """Training FLOPs so far: as the metrics say, or what the run itself spent in all."""
     seconds: float | None
     """Wall seconds of a finished cell, all its parts."""
+    latest: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Last row of training metrics of a cell that is not finished."""
 
 
 def write_sweep(directory: Path, grids: Sequence[Grid]) -> None:
@@ -124,14 +127,16 @@ def reopen(configs: Sequence[TrainConfig], *, quarantined: bool = False) -> None
                 write_state(directory, "planned")
 
 
-def read_sweep(directory: Path) -> list[CellStatus]:
+def read_sweep(directory: Path, names: Collection[str] | None = None) -> list[CellStatus]:
     """Return the status of every cell of a sweep, planned or found, in the plan's order.
 
-    Raises ConfigError where there is no such sweep.
+    `names`: of these cells only. Raises ConfigError where there is no such sweep.
     """
     if not directory.is_dir():
         raise ConfigError(f"runs={directory} does not exist; name a folder under runs/")
     planned = _planned(directory)
+    if names is not None:
+        return [cell_status(directory / name, planned.get(name, {})) for name in names]
     files = [*directory.glob("*/config.json"), *directory.glob(f"*/{STATE_FILE}")]
     found = sorted({path.parent.name for path in files})
     return [
@@ -167,14 +172,16 @@ def cell_status(directory: Path, facts: dict[str, Any]) -> CellStatus:
     state, reason = read_state(directory)
     if state not in ("planned", "stopped", *PASSED_BY) and not is_held(directory):
         state, reason = "stopped", "run the sweep again to go on"
+    rows = _last_rows(directory / METRICS_FILE)
     return CellStatus(
         run_id=directory.name,
         state=state,
         reason=reason,
         val_loss=None,
         facts=facts,
-        flops_done=_flops_done(directory / METRICS_FILE),
+        flops_done=float(rows[-1]["flops"]) if rows else 0.0,
         seconds=None,
+        latest=next((row for row in reversed(rows) if "train/loss" in row), {}),
     )
 
 
@@ -215,10 +222,15 @@ def time_left(cells: Sequence[CellStatus], n_slots: int) -> TimeLeft | None:
     )
 
 
+def flops_of(cell: CellStatus) -> float:
+    """Return the FLOPs that a cell spends itself, as planned; 0 where the plan does not know it."""
+    return float(cell.facts.get("flops_spent", cell.facts.get("flops", 0.0)))
+
+
 def flops_left(cell: CellStatus) -> float:
     """Return the FLOPs that a cell still has to spend; a branch begins behind its trunk's."""
     whole = float(cell.facts["flops"])
-    return min(float(cell.facts.get("flops_spent", whole)), max(0.0, whole - cell.flops_done))
+    return min(flops_of(cell), max(0.0, whole - cell.flops_done))
 
 
 def facts(cell: Cell) -> dict[str, Any]:
@@ -228,6 +240,7 @@ def facts(cell: Cell) -> dict[str, Any]:
         "n_layers": cell.config.model.n_layers,
         "budget": cell.config.budget.flops,
         "seed": cell.config.seed,
+        "lr_multiplier": cell.config.recipe.lr_multiplier,
         "n_params": cell.plan.params["no_input_embedding"],
         "n_tokens": cell.plan.n_tokens,
         "flops": cell.plan.flops[cell.config.budget.convention],
@@ -246,18 +259,20 @@ def _failures(directory: Path) -> list[dict[str, Any]]:
     return list(read_json(path)) if path.is_file() else []
 
 
-def _flops_done(path: Path) -> float:
-    """Return the FLOPs in the last whole row of a metrics file; 0 where there is none."""
+def _last_rows(path: Path) -> list[dict[str, float]]:
+    """Return the last whole rows of a metrics file; none where there is none, or it is damaged."""
     if not path.is_file():
-        return 0.0
+        return []
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        start = max(0, path.stat().st_size - TAIL_BYTES)
+        file.seek(start)
         lines = file.read().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith(b"\n")]
+    whole = [line for line in lines[start > 0 :] if line.endswith(b"\n")]
     try:
-        return float(json.loads(whole[-1])["flops"])
-    except (IndexError, ValueError, KeyError):
-        return 0.0
+        rows = [json.loads(line) for line in whole]
+        return [row | {"flops": float(row["flops"])} for row in rows]
+    except (ValueError, KeyError, TypeError):
+        return []
 
 
 @contextlib.contextmanager

@@ -29,6 +29,9 @@ class Watcher:
     def ended(self, outcome: Outcome) -> None:
         """The job is over."""
 
+    def stopping(self) -> None:
+        """A signal came; the workers save before they leave."""
+
 
 def make_slots(per_device: int) -> list[Slot]:
     """Return one slot per GPU, or per core where there is none, times `per_device`."""
@@ -81,6 +84,7 @@ def run_jobs(
                             watcher.reported(job, found)
                     _hand_out(queue, workers, watcher)
         except KeyboardInterrupt:
+            watcher.stopping()
             _stop(workers)
             done = sum(outcome.error is None for outcome in outcomes.values())
             raise InterruptedRunError(

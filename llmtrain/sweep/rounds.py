@@ -1,6 +1,7 @@
 """An adaptive sweep on disk: its cells, its rounds, and what a restart takes up again."""
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 from llmtrain.spec.disk import make_folder
 from llmtrain.spec.errors import ConfigError, MismatchError
+from llmtrain.spec.expense import ROUNDS_FILE
 from llmtrain.spec.flops import param_groups
 from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import run_directory, write_json
@@ -17,10 +19,9 @@ from llmtrain.spec.sweeps import SweepConfig
 from llmtrain.sweep.adaptive import next_round
 from llmtrain.sweep.centre import expected_params
 from llmtrain.sweep.decision import Candidate, Measured, Pick, Round
-from llmtrain.sweep.grid import Cell, Grid, Refused, as_grid, family, plan_cell
+from llmtrain.sweep.grid import Cell, Grid, Refused, as_grid, family, plan_cell, plan_sweep
 from llmtrain.sweep.ledger import write_sweep
 
-ROUNDS_FILE = "rounds.json"
 RunCells = Callable[[Sequence[Cell]], dict[str, str]]
 """Trains cells and returns why some failed, by run id; a cell without record is still to come."""
 Tell = Callable[[str], None]
@@ -30,7 +31,7 @@ class AdaptiveSweep:
     """The cells that an adaptive sweep may choose from, planned once."""
 
     def __init__(self, base: TrainConfig, sweep: SweepConfig, *, unique_tokens: int | None) -> None:
-        self.sweep = sweep
+        self.base, self.sweep, self.unique_tokens = base, sweep, unique_tokens
         self.directory = Path(base.runs_root) / sweep.name
         shapes = family(sweep, base.model)
         planned = [
@@ -58,6 +59,13 @@ class AdaptiveSweep:
         ).counts()
         away = abs(math.log(counts["no_input_embedding"] / self.centres[refused.budget]))
         return away <= math.log(self.sweep.span)
+
+    @functools.cached_property
+    def grid_flops(self) -> float:
+        """FLOPs of the fixed grid with the same budgets, sizes and seeds: what to compare with."""
+        fixed = dataclasses.replace(self.sweep, mode="fixed")
+        grid = plan_sweep(self.base, fixed, unique_tokens=self.unique_tokens)
+        return sum(cell.spent for cell in grid.cells)
 
     def decide(self, runs: Sequence[Measured]) -> Round:
         """Return the next round after `runs`."""
@@ -137,7 +145,8 @@ class AdaptiveSweep:
             }
             for picks, facts in rounds
         ]
-        write_json(self.directory / ROUNDS_FILE, {"rounds": listed, "stopped": stopped})
+        facts = {"rounds": listed, "stopped": stopped, "grid_flops": self.grid_flops}
+        write_json(self.directory / ROUNDS_FILE, facts)
 
     def _read(self) -> list[tuple[list[Pick], dict[str, Any]]]:
         path = self.directory / ROUNDS_FILE

@@ -68,7 +68,7 @@ class SlurmLauncher(CellLauncher):
         folders = {run_directory(config): config for config in configs}
         to_do = [c for path, c in folders.items() if not (is_done(path) or is_passed_by(path))]
         if not to_do:
-            HANDS.watcher.opened([], sum(map(is_done, folders)), 0)
+            HANDS.watcher.opened([], sum(map(is_done, folders)), 0, list(folders))
             HANDS.watcher.closed()
             return [elsewhere(config) for config in configs]
         refuse_sweep_room(to_do, at_once=self.n_tasks * self.per_device)

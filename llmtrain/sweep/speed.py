@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmtrain.spec.bill import own_share
 from llmtrain.spec.errors import LlmtrainError
 from llmtrain.spec.plan import RunPlan
 from llmtrain.spec.record import RECORD_FILE, RunRecord, read_record
@@ -62,8 +63,7 @@ def assumed_speed(config: TrainConfig) -> Speed | None:
 
 def own_flops(record: RunRecord) -> float:
     """Return the FLOPs (full_attention) that a run executed itself: of a branch, its cooldown's."""
-    share = record.flops_spent / record.flops[record.flops_convention]
-    return record.flops["full_attention"] * share
+    return record.flops["full_attention"] * own_share(record)
 
 
 def machine_of(record: RunRecord) -> str:

@@ -26,6 +26,7 @@ from llmtrain.training.progress import Progress, ProgressHook, StepHook
 from llmtrain.training.sample import SAMPLE_FILE, sample_text
 from llmtrain.training.session import Session
 from llmtrain.training.summary import (
+    joules_so_far,
     make_record,
     metrics_row,
     wandb_facts,
@@ -122,6 +123,8 @@ class _Run:
         if state is not None:
             self.evaluating = state.get("evaluating", False)
             self.session.restore(state["session"])
+            joules = state.get("joules")  # of all devices together
+            self.energy.start_from(joules and joules / self.team.n_devices)
         elif config.checkpoint.branch_from is not None:
             shared = starting_state(config, plan, self.corpus.manifest.data_id)
         self._open_logs(0 if state is None else state["metrics"])
@@ -164,7 +167,7 @@ class _Run:
                 metrics_sha256=self.metrics.close(),
             )
             record = self.team.lead(lambda: self._leave_record(record, text))
-            self.mirror.finish(wandb_summary(record))
+            self.mirror.finish(wandb_summary(record, self.config.bill))
         return record
 
     def _sample(self) -> str | None:
@@ -262,6 +265,7 @@ class _Run:
         session = self.session
         loss = session.drain_losses()
         row = metrics_row(session, loss)
+        self.energy.joules()
         self._log(row)
         if self.on_progress is not None:
             self.on_progress(
@@ -272,6 +276,7 @@ class _Run:
                     lr=float(row["train/lr"]),
                     seq_len=int(row["train/seq_len"]),
                     tokens_per_second=float(row["train/tokens_per_second"]),
+                    mfu=row.get("train/mfu"),
                 )
             )
 
@@ -309,6 +314,7 @@ class _Run:
                 "session": self.session.state(),
                 "metrics": self.metrics.length(),
                 "evaluating": self.evaluating,
+                "joules": joules_so_far(self.session, self.energy),
             }
             self.team.lead(
                 lambda: save_checkpoint(

@@ -14,6 +14,7 @@ class Progress:
     lr: float
     seq_len: int
     tokens_per_second: float
+    mfu: float | None = None
 
 
 ProgressHook = Callable[[Progress], None]

@@ -6,6 +6,7 @@ from typing import Any
 
 from llmtrain.board.identity import flatten, tag_list
 from llmtrain.corpus.shards import Corpus
+from llmtrain.spec.bill import BillConfig, bill_of, estimated_joules, joules_per_token
 from llmtrain.spec.branching import trunk_id
 from llmtrain.spec.build import config_hash
 from llmtrain.spec.code import code_id
@@ -69,14 +70,21 @@ def _memory_bytes(session: Session) -> int:
     return int(session.team.total(runtime.peak_memory_bytes(session.device)))
 
 
-def _joules(session: Session, energy: EnergyMeter) -> float | None:
-    """Return the joules of all devices, or None where one of them measures none."""
+def joules_so_far(session: Session, energy: EnergyMeter) -> float | None:
+    """Return the joules of all devices, or None where one of them measures none; collective."""
     joules = energy.joules()
-    mine = float("nan") if joules is None else joules
-    if energy.source == "rapl" and session.team.local_rank > 0:
-        mine = 0.0  # the counter is the machine's: its first process gives it
-    total = session.team.total(mine)
+    total = session.team.total(float("nan") if joules is None else joules)
     return None if math.isnan(total) else total
+
+
+def energy_of(session: Session, energy: EnergyMeter, hardware: dict[str, str]) -> dict[str, Any]:
+    """Return energy_j and energy_source: a counter's joules, else an estimate, else nothing."""
+    joules = joules_so_far(session, energy)
+    if joules is not None:
+        return {"energy_j": joules, "energy_source": energy.source}
+    joules = estimated_joules(sum(session.seconds.values()), session.config.bill, hardware)
+    source = "none" if joules is None else "estimated"
+    return {"energy_j": joules, "energy_source": source}
 
 
 def make_record(
@@ -90,6 +98,11 @@ def make_record(
     """Return the record of a finished run; collective."""
     config, plan, manifest = session.config, session.plan, corpus.manifest
     seq, model = config.seq_len, config.model
+    hardware = (
+        runtime.hardware(session.device, config.runtime)
+        | {"n_devices": str(session.team.n_devices), "parallel": config.runtime.parallel}
+        | {"micro_batch_tokens": str(config.runtime.micro_batch_tokens or plan.batch_tokens)}
+    )
     return RunRecord(
         schema=SCHEMA,
         run_id=run_id(config),
@@ -134,11 +147,8 @@ def make_record(
         tokens_per_second=tokens_per_second(session),
         mfu=model_flops_utilisation(session),
         memory_bytes=_memory_bytes(session),
-        energy_j=_joules(session, energy),
-        energy_source=energy.source,
-        hardware=runtime.hardware(session.device, config.runtime)
-        | {"n_devices": str(session.team.n_devices), "parallel": config.runtime.parallel}
-        | {"micro_batch_tokens": str(config.runtime.micro_batch_tokens or plan.batch_tokens)},
+        **energy_of(session, energy, hardware),
+        hardware=hardware,
         versions=runtime.versions(),
         metrics_sha256=metrics_sha256,
         lr_multiplier=config.recipe.lr_multiplier,
@@ -167,9 +177,17 @@ def wandb_facts(config: TrainConfig, plan: RunPlan, corpus: Corpus) -> dict[str,
     }
 
 
-def wandb_summary(record: RunRecord) -> dict[str, Any]:
+def wandb_summary(record: RunRecord, config: BillConfig) -> dict[str, Any]:
     """Return the record with one level of keys, as in params/total; llmtrain.board reads it back.
 
-    N, D and C stand there under every convention.
+    N, D and C stand there under every convention; energy, carbon and money beside their source.
     """
-    return flatten(dataclasses.asdict(record))
+    bill = bill_of(record, config)
+    return flatten(dataclasses.asdict(record)) | {
+        "bill/kwh": bill.kwh,
+        "bill/co2e_kg": bill.co2e_kg,
+        "bill/money": bill.money,
+        "bill/device_hours": bill.device_hours,
+        "bill/joules_per_token": joules_per_token(record),
+        "bill/source": ", ".join(bill.sources),
+    }

@@ -1,5 +1,6 @@
 """One cell in a worker process: from its configuration to what a sweep shows of its record."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -25,11 +26,14 @@ def work(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> d
     Importable by name, so that a process on another machine can be told to do the same.
     """
     from llmtrain.training.memory import train_in_memory  # noqa: PLC0415 - the driver needs no torch
-
-    def on_progress(progress: Progress) -> None:
-        report({"share": progress.step / progress.n_steps, "loss": progress.loss})
+    from llmtrain.training.runtime import hardware, pick_device  # noqa: PLC0415
 
     config = build(TrainConfig, payload["config"])
+    machine = hardware(pick_device(config.runtime), config.runtime)
+
+    def on_progress(progress: Progress) -> None:
+        report(dataclasses.asdict(progress) | {"hardware": machine})
+
     corpus = opened(prepare(config.data))
     record = train_in_memory(
         config, corpus, on_progress=on_progress, on_step=functools.partial(report, {})

@@ -30,6 +30,8 @@ class Bench:
     """Times it once: seconds by stage."""
     facts: Callable[[Seconds], Facts] = lambda _: {}
     """What follows from the medians, such as a ratio."""
+    column: str = "seconds"
+    """Heading of what it returns."""
     packages: tuple[str, ...] = ()
     """Packages whose versions matter to it."""
 

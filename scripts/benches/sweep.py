@@ -84,6 +84,7 @@ def shares(found: Seconds) -> Facts:
 
 
 BENCH = Bench(
+    column="seconds or as named",
     keys={},
     text={"sweep": "demo", "set": ""},
     run=time_sweep,

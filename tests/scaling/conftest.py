@@ -10,6 +10,7 @@ import pytest
 
 from llmtrain.scaling.config import AnalyzeConfig, PredictConfig
 from llmtrain.scaling.law import Array, LossLaw
+from llmtrain.spec.bill import BillChanges
 from llmtrain.spec.record import ORIGIN, SCHEMA, RunRecord, write_record
 
 PUBLIC = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -158,6 +159,7 @@ def analyze_config() -> Callable[..., AnalyzeConfig]:
         publish="disabled",
         project="llmtrain",
         entity=None,
+        bill=BillChanges(),
     )
     return lambda **changes: dataclasses.replace(defaults, **changes)
 

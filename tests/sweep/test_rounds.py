@@ -8,9 +8,10 @@ from simulator import write_planted_record
 from llmtrain.scaling.law import LossLaw
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import ConfigError, InterruptedRunError, MismatchError
+from llmtrain.spec.expense import ROUNDS_FILE
 from llmtrain.spec.sweeps import SweepConfig
 from llmtrain.sweep.ledger import read_sweep
-from llmtrain.sweep.rounds import ROUNDS_FILE, AdaptiveSweep
+from llmtrain.sweep.rounds import AdaptiveSweep
 
 LAW = LossLaw(E=0.9, A=60.0, B=90.0, alpha=0.38, beta=0.33)
 SWEEP = {

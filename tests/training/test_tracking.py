@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from llmtrain.corpus.shards import open_corpus
+from llmtrain.spec.bill import bill_of
 from llmtrain.spec.rundir import run_directory
 from llmtrain.training.loop import train
 from llmtrain.training.tracking import MetricsFile
@@ -77,4 +78,9 @@ def test_an_offline_run_holds_the_same_rows(make, tiny_corpus_dir, tmp_path, mon
         for name, value in getattr(record, kind).items():
             assert summary[f"{kind}/{name}"] == value
     assert {"mfu", "energy_j", "energy_source", "seconds/train", "n_tokens"} <= set(summary)
+    bill = bill_of(record, make({}).bill)
+    assert summary["bill/kwh"] == bill.kwh
+    assert summary["bill/co2e_kg"] == bill.co2e_kg
+    assert summary["bill/source"] == summary["energy_source"] == record.energy_source
+    assert summary["bill/joules_per_token"] == record.energy_j / record.n_tokens
     assert "canary-7d1f" not in json.dumps(found)

@@ -1,0 +1,191 @@
+"""What the finished runs of a folder have cost, and what a shorter way to the same cells saved."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmtrain.spec.bill import (
+    JOULES_PER_KWH,
+    Bill,
+    BillChanges,
+    BillConfig,
+    bill_of,
+    own_share,
+    total,
+)
+from llmtrain.spec.build import build
+from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.jsonfile import read_json
+from llmtrain.spec.record import RunRecord
+
+CONFIG_FILE = "config.json"
+ROUNDS_FILE = "rounds.json"
+NO_CHANGES = BillChanges()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunExpense:
+    """One finished run's."""
+
+    record: RunRecord
+    config: BillConfig
+    bill: Bill
+
+    @property
+    def joules(self) -> float | None:
+        """Joules of the devices, before PUE."""
+        kwh = self.bill.kwh
+        return None if kwh is None else kwh / self.config.pue * JOULES_PER_KWH
+
+    @property
+    def tokens(self) -> float:
+        """Tokens that the run itself trained on: of a branch, its cooldown's."""
+        return self.record.n_tokens * own_share(self.record)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saving:
+    """FLOPs of a sweep beside those of the fixed way to train it."""
+
+    way: str
+    """branched or adaptive."""
+    flops_spent: float
+    flops_fixed: float
+    """Of every cell by itself, or of the fixed grid with the same settings."""
+
+    bill: Bill
+    """Of the FLOPs saved, at what the runs' own FLOPs cost."""
+
+    @property
+    def text(self) -> str:
+        """What was saved, in a sentence without its full stop."""
+        share = self.flops_spent / self.flops_fixed
+        spent = f"{self.flops_spent:.3g} FLOPs spent, {share:.2f} of {self.flops_fixed:.3g} for"
+        beside = {
+            "branched": "the cells one by one",
+            "adaptive": "the fixed grid with the same budgets, sizes and seeds",
+        }[self.way]
+        if share >= 1:
+            return f"{self.way}: {spent} {beside}: nothing saved"
+        saved = energy_text(self.bill).removeprefix("measured ")  # by nobody: it was not spent
+        return f"{self.way}: {spent} {beside}: saved about {saved}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expense:
+    """What the finished runs of a folder have cost."""
+
+    runs: tuple[RunExpense, ...]
+    savings: tuple[Saving, ...]
+
+    @property
+    def bill(self) -> Bill:
+        """The sum over the runs."""
+        return total(run.bill for run in self.runs)
+
+    @property
+    def config(self) -> BillConfig | None:
+        """How all runs are counted; None where they are not counted alike."""
+        found = {run.config for run in self.runs}
+        return found.pop() if len(found) == 1 else None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the sum as plain values."""
+        bill = self.bill
+        return {
+            "n_runs": len(self.runs),
+            "device_hours": bill.device_hours,
+            "kwh": bill.kwh,
+            "co2e_kg": bill.co2e_kg,
+            "money": bill.money,
+            "energy": bill.mark if bill.kwh is not None else "unknown",
+            "sources": list(bill.sources),
+            "savings": [saving.text for saving in self.savings],
+        }
+
+
+def bill_config_of(directory: Path) -> BillConfig | None:
+    """Return what a run's config.json says of energy and money; None where it says nothing."""
+    try:
+        return build(BillConfig, read_json(directory / CONFIG_FILE)["config"]["bill"], "bill")
+    except (OSError, ValueError, KeyError, TypeError, ConfigError):
+        return None
+
+
+def expense_of(
+    directory: Path, records: Sequence[RunRecord], changes: BillChanges = NO_CHANGES
+) -> Expense | None:
+    """Return what `records`, whose folders lie in `directory`, have cost.
+
+    None where no run's configuration says how to count. Raises ConfigError for impossible changes.
+    """
+    found = (run_expense(directory / record.run_id, record, changes) for record in records)
+    runs = tuple(run for run in found if run is not None)
+    if not runs:
+        return None
+    spent = sum(run.record.flops_spent for run in runs)
+    whole = sum(run.record.flops_spent / own_share(run.record) for run in runs)
+    bill = total(run.bill for run in runs)
+    ways = {"branched": whole if spent < whole else None, "adaptive": _grid_flops(directory)}
+    savings = tuple(
+        Saving(way=way, flops_spent=spent, flops_fixed=fixed, bill=bill.times(fixed / spent - 1.0))
+        for way, fixed in ways.items()
+        if fixed is not None
+    )
+    return Expense(runs=runs, savings=savings)
+
+
+def run_expense(
+    directory: Path, record: RunRecord, changes: BillChanges = NO_CHANGES
+) -> RunExpense | None:
+    """Return what one run has cost; None where its folder does not say how to count."""
+    own = bill_config_of(directory)
+    if own is None:
+        return None
+    config = changes.applied(own)
+    return RunExpense(
+        record=record,
+        config=config,
+        bill=bill_of(record, config),
+    )
+
+
+def _grid_flops(directory: Path) -> float | None:
+    """Return the FLOPs of the fixed grid that an adaptive sweep notes beside its rounds."""
+    try:
+        return float(read_json(directory / ROUNDS_FILE)["grid_flops"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def energy_text(bill: Bill, config: BillConfig | None = None) -> str:
+    """Return energy and carbon with their mark, and by what grid; a plain word where unknown."""
+    if bill.kwh is None or bill.co2e_kg is None:
+        return "energy and carbon unknown: set bill.device_watts"
+    where = ""
+    if config is not None:
+        where = f" ({config.grid:g} g/kWh, {config.region}, PUE {config.pue:g})"
+    return f"{bill.mark} {work_text(bill.kwh)}, {carbon_text(bill.co2e_kg)} CO2e{where}"
+
+
+def money_text(bill: Bill, config: BillConfig | None) -> str:
+    """Return the money, or that no price is set."""
+    if bill.money is None or config is None:
+        return "no price set (bill.price_per_hour)"
+    return f"{bill.money:.2f} {config.currency}"
+
+
+def bill_text(bill: Bill, config: BillConfig | None) -> str:
+    """Return energy, carbon and money in a line."""
+    return f"{energy_text(bill, config)}; {money_text(bill, config)}"
+
+
+def work_text(kwh: float) -> str:
+    """Return an energy in watt-hours where it is less than a hundredth of a kilowatt-hour."""
+    return f"{kwh:.3g} kWh" if kwh >= 0.01 or kwh == 0 else f"{kwh * 1e3:.3g} Wh"
+
+
+def carbon_text(kg: float) -> str:
+    """Return a mass of CO2e in grams where it is less than a kilogram."""
+    return f"{kg * 1e3:.3g} g" if kg < 1.0 else f"{kg:.3g} kg"

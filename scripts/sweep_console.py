@@ -1,0 +1,290 @@
+"""What a person sees while a sweep is under way: the live view of sweep_view.py, or plain lines."""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from console import Pace
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+from screen import duration, is_live, open_console, say, spoken
+from stray import StrayLines
+from sweep_view import (
+    Slot,
+    SweepView,
+    budget_lines,
+    curve_lines,
+    slot_line,
+    view_lines,
+)
+
+from llmtrain.spec.bill import Bill, BillConfig, bill_for, total
+from llmtrain.spec.errors import InterruptedRunError, LlmtrainError
+from llmtrain.spec.expense import ROUNDS_FILE, bill_config_of, bill_text, run_expense
+from llmtrain.spec.record import read_record
+from llmtrain.sweep.drain import SweepWatcher
+from llmtrain.sweep.ledger import PASSED_BY, CellStatus, flops_left, flops_of, read_sweep
+from llmtrain.sweep.process import Job, Outcome
+
+PLAIN_EVERY_S = 60.0  # between looks at all workers where there is no terminal
+LOOKS_PER_S = 2
+EDGE = 2  # lines of the screen that stay free below the view
+
+
+class AtWork:
+    """A cell that a worker of this process is at."""
+
+    def __init__(self) -> None:
+        self.begin = time.monotonic()
+        self.pace = Pace()
+        self.report: dict[str, Any] = {}
+        self.share: float | None = None
+        self.left_s: float | None = None
+
+    def take(self, report: dict[str, Any]) -> None:
+        """Note what the cell reports."""
+        self.report = report
+        self.share = report["step"] / report["n_steps"]
+        self.left_s = self.pace.left(self.share)
+
+    def slot(self, run_id: str) -> Slot:
+        """Return what is shown of it."""
+        return Slot(
+            run_id=run_id,
+            share=self.share,
+            loss=self.report.get("loss"),
+            tokens_per_second=self.report.get("tokens_per_second"),
+            mfu=self.report.get("mfu"),
+            left_s=self.left_s,
+        )
+
+
+class SweepConsole(SweepWatcher):
+    """The progress of a sweep: a live view, and a line for every cell that ends."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = open_console() if console is None else console
+        self.live: Live | None = None
+        self.cells: dict[Path, CellStatus] = {}
+        self.bills: dict[Path, Bill] = {}
+        self.bill_config: BillConfig | None = None
+        self.at_work: dict[Path, AtWork] = {}
+        self.folders: dict[str, Path] = {}
+        self.begin: float | None = None
+        self.is_stopping = False
+        self.awaited = 0
+
+    def opened(
+        self, jobs: Sequence[Job], n_done: int, n_slots: int, folders: Sequence[Path]
+    ) -> None:
+        """Say how much there is to do, and read what is there already."""
+        self.folders = {path.name: path for path in folders}
+        self.opened_at, self.n_jobs, self.n_ended, self.n_failed = time.monotonic(), len(jobs), 0, 0
+        self.name_width = max((len(job.name) for job in jobs), default=0)
+        self.console.print(
+            f"{len(jobs) + n_done} cells: {n_done} done before, {len(jobs)} to train "
+            f"on {min(n_slots, max(1, len(jobs)))} workers"
+        )
+        for parent in dict.fromkeys(path.parent for path in folders):
+            adaptive = (parent / ROUNDS_FILE).is_file()  # earlier rounds belong to it
+            names = [path.name for path in folders if path.parent == parent]
+            for cell in read_sweep(parent, None if adaptive else names) if parent.is_dir() else []:
+                self._know(parent / cell.run_id, cell)
+        if self.begin is None:
+            self.begin, self.flops_before = time.monotonic(), self._flops_done()
+        if jobs and is_live(self.console):
+            self.live = Live(
+                get_renderable=self._drawn,
+                console=self.console,
+                refresh_per_second=LOOKS_PER_S,
+                transient=True,
+                vertical_overflow="crop",
+            )
+            self.stray = StrayLines(lambda line: self.console.print(line, style="yellow"))
+            self.live.start()
+        self.said_at = time.monotonic()
+
+    def would_run(self, to_do: Sequence[CellStatus], others: Sequence[CellStatus]) -> None:
+        """Print a dry run."""
+        for cell in [*to_do, *others]:
+            what = "would train" if cell in to_do else cell.state
+            size = f"N {cell.facts['n_params']:,}  D {cell.facts['n_tokens']:,}"
+            self.console.print(f"{what:<11} {cell.run_id}  {size}")
+        flops = sum(map(flops_left, to_do))
+        self.console.print(
+            f"{len(to_do) + len(others)} cells: {len(to_do)} to train, {flops:.3g} FLOPs; "
+            "nothing was written"
+        )
+
+    def passed_by(self, job: Job, reason: str | None) -> None:
+        """Print a line for a cell in quarantine."""
+        line = f"{job.name}  PASSED BY: {reason}; retry=failed tries it again"
+        self.console.print(line, style="red")
+
+    def waiting(self, n_cells: int) -> None:
+        """Say once what is waited for."""
+        if n_cells != self.awaited:
+            self.console.print(f"waiting for {n_cells} cells that other processes are at")
+        self.awaited = n_cells
+
+    def submitted(self, job_id: str, n_cells: int, n_tasks: int, directory: Path) -> None:
+        """Say where the cells went and how to look after them."""
+        self.console.print(f"job {job_id}: {n_cells} cells for {n_tasks} tasks")
+        self.console.print(f"how it stands: python scripts/status.py runs={directory}")
+        self.console.print(f"its logs: {directory / 'slurm'}; to stop it: scancel {job_id}")
+
+    def decided(self, line: str) -> None:
+        """Print what an adaptive sweep decided."""
+        self.console.print(line)
+
+    def started(self, job: Job) -> None:
+        """Show a cell among those at work."""
+        path = self.folders[job.name]
+        self.at_work[path] = AtWork()
+        self._change(path, state="running", reason=None)
+
+    def reported(self, job: Job, progress: dict[str, Any]) -> None:
+        """Take over a cell's numbers; say them all now and then where nothing is drawn."""
+        path = self.folders[job.name]
+        if path not in self.at_work:
+            return
+        self.at_work[path].take(progress)
+        done = (self.at_work[path].share or 0.0) * self.cells[path].facts.get("flops", 0.0)
+        self._change(path, flops_done=done)
+        if self.live is None and time.monotonic() - self.said_at >= PLAIN_EVERY_S:
+            self.said_at = time.monotonic()
+            for folder, work in self.at_work.items():
+                self.console.print(slot_line(work.slot(folder.name)))
+
+    def ended(self, outcome: Outcome) -> None:
+        """Print the cell's line."""
+        name = outcome.job.name
+        path = self.folders[name]
+        self.at_work.pop(path, None)
+        self.n_ended += 1
+        number = f"[{self.n_ended}/{self.n_jobs}]"
+        head = f"{number:>{2 * len(str(self.n_jobs)) + 3}} {name:<{self.name_width}}"
+        if outcome.result is None:
+            self.n_failed += 1
+            stopped = outcome.exit_code == InterruptedRunError.exit_code
+            self._change(path, state="stopped" if stopped else "failed", reason=outcome.error)
+            self.console.print(f"{head}  FAILED: {outcome.error}", style="red")
+            return
+        known = read_sweep(path.parent, [name])[0]
+        self._know(path, known if known.facts else replace(known, facts=self.cells[path].facts))
+        result, left = outcome.result, self._left()
+        text = f"{head}  N {result['n_params']:>9,}  loss {result['val_loss']:.4f}"
+        text += f"  bpb {result['val_bpb']:.4f}"
+        if self.live is None and left is not None:
+            text += f"  {duration(left)} left"
+        self.console.print(text)
+
+    def stopping(self) -> None:
+        """Say that the workers save."""
+        self.is_stopping = True
+        self.console.print(f"stopping: {len(self.at_work)} cells save their state")
+
+    def closed(self) -> None:
+        """Take the view away and say how long it took, and what it cost."""
+        if self.live is not None:
+            self.stray.give_back()
+            self.live.stop()
+            self.live = None
+        self.at_work.clear()
+        if not self.n_jobs:
+            return
+        seconds = time.monotonic() - self.opened_at
+        failed = f", {self.n_failed} failed" if self.n_failed else ""
+        self.console.print(f"{self.n_ended} cells in {seconds:.0f} s{failed}")
+
+    def conclude(self) -> None:
+        """Print the curves and the cost of all cells."""
+        cells = list(self.cells.values())
+        if not cells:
+            return
+        drawn = curve_lines(cells, self.console.width) if self.console.is_terminal else []
+        for line in [*drawn, *map(Text, budget_lines(cells))]:
+            self.console.print(spoken(line, self.console))
+        if self.bills:
+            cost = bill_text(total(self.bills.values()), self.bill_config)
+            say(self.console, f"cost of {len(self.bills)} finished cells: {cost}")
+        if any(cell.state in PASSED_BY for cell in cells):
+            folder = next(path.parent for path, c in self.cells.items() if c.state in PASSED_BY)
+            self.console.print(
+                f"next: python scripts/status.py runs={folder}  (why cells failed; the same "
+                "command tries them again, once more after that with retry=failed)"
+            )
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every cell of this call has its record."""
+        return bool(self.cells) and all(cell.state == "done" for cell in self.cells.values())
+
+    def view(self) -> SweepView:
+        """Return what there is to see now."""
+        begin = time.monotonic() if self.begin is None else self.begin
+        return SweepView(
+            cells=list(self.cells.values()),
+            slots=[work.slot(path.name) for path, work in list(self.at_work.items())],
+            share=self._share(),
+            elapsed_s=time.monotonic() - begin,
+            left_s=self._left(),
+            bill=self._bill(),
+            bill_config=self.bill_config,
+        )
+
+    def _drawn(self) -> Group:
+        height = self.console.height - EDGE
+        lines = view_lines(self.view(), width=self.console.width - 1, height=height)
+        return Group(*(spoken(line, self.console) for line in lines))
+
+    def _know(self, path: Path, cell: CellStatus) -> None:
+        """Take over a cell as its folder has it, and its cost where it is finished."""
+        self.cells[path] = cell
+        if cell.state == "done" and path not in self.bills:
+            with contextlib.suppress(LlmtrainError):
+                record = read_record(path)
+                found = None if record is None else run_expense(path, record)
+                if found is not None:
+                    self.bills[path], self.bill_config = found.bill, found.config
+
+    def _change(self, path: Path, **changes: Any) -> None:
+        self.cells[path] = replace(self.cells[path], **changes)
+
+    def _flops_done(self) -> float:
+        return sum(
+            flops_of(cell) if cell.state == "done" else flops_of(cell) - flops_left(cell)
+            for cell in self.cells.values()
+            if "flops" in cell.facts
+        )
+
+    def _flops(self) -> float:
+        """Return the FLOPs of the cells that have not failed."""
+        return sum(flops_of(cell) for cell in self.cells.values() if cell.state not in PASSED_BY)
+
+    def _share(self) -> float | None:
+        whole = self._flops()
+        return min(1.0, self._flops_done() / whole) if whole > 0 else None
+
+    def _left(self) -> float | None:
+        done = self._flops_done()
+        if self.begin is None or done <= self.flops_before:
+            return None
+        rate = (done - self.flops_before) / (time.monotonic() - self.begin)
+        return max(0.0, self._flops() - done) / rate
+
+    def _bill(self) -> Bill | None:
+        """Return the cost of what has ended, and of what is at work by its time so far."""
+        config = self.bill_config
+        now = time.monotonic()
+        bills = list(self.bills.values())
+        for path, work in list(self.at_work.items()):
+            config = config or bill_config_of(path)
+            if config is not None and "hardware" in work.report:
+                bills.append(bill_for(now - work.begin, config, work.report["hardware"]))
+        self.bill_config = config
+        return total(bills) if bills else None

@@ -1,0 +1,72 @@
+"""--help of every script: two examples that are real, and a sentence for each of its keys."""
+
+import dataclasses
+import re
+import shlex
+import typing
+
+import key_help
+import pytest
+from edge import CONFIG_DIR, check_overrides
+
+from llmtrain.board.dashboard import DashboardConfig
+from llmtrain.scaling.config import AnalyzeConfig, PredictConfig
+from llmtrain.spec.data import DataConfig
+from llmtrain.spec.settings import TrainConfig
+from llmtrain.spec.sweeps import LaunchConfig, SweepConfig
+from llmtrain.sweep.launcher import PoolConfig
+
+SCRIPTS = sorted(
+    path.name
+    for path in (CONFIG_DIR.parent / "scripts").glob("*.py")
+    if "run_edge(main)" in path.read_text() or path.name == "train.py"
+)
+KINDS = {
+    "train.py": {"": (LaunchConfig, TrainConfig), "sweep.": (SweepConfig,)},
+    "analyze.py": {"": (AnalyzeConfig,)},
+    "predict.py": {"": (PredictConfig,)},
+    "dashboard.py": {"": (DashboardConfig,)},
+    "prepare_data.py": {"data.": (DataConfig,)},
+}
+
+
+def leaves(kind, prefix):
+    """Return every key of a configuration class, dotted."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from leaves(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_has_two_examples_and_every_key(cli, script):
+    done = cli(script, "--help")
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
+    examples = re.findall(rf"^  python scripts/{re.escape(script)} (.*)$", text, re.MULTILINE)
+    assert len(examples) >= 2
+    assert max(map(len, text.splitlines())) <= 100
+    assert "Keys" in text
+    for example in examples:
+        words = [word for word in shlex.split(re.split(r" {3,}|>", example)[0]) if word != "-m"]
+        if script not in ("status.py", "bench.py", "drain.py"):
+            check_overrides(words)
+    for prefix, kinds in KINDS.get(script, {}).items():
+        for kind in kinds:
+            for key in leaves(kind, prefix):
+                assert re.search(rf"^  {re.escape(key)}=", text, re.MULTILINE), key
+
+
+def test_every_key_has_a_sentence():
+    kinds = [LaunchConfig, TrainConfig, SweepConfig, AnalyzeConfig, PredictConfig, PoolConfig]
+    while kinds:
+        kind = kinds.pop()
+        hints = typing.get_type_hints(kind)
+        sentences = key_help.field_sentences(kind)
+        for field in dataclasses.fields(kind):
+            if dataclasses.is_dataclass(hints[field.name]):
+                kinds.append(hints[field.name])
+            else:
+                assert sentences.get(field.name, "").endswith("."), (kind, field.name)
