@@ -1,6 +1,7 @@
 """One run, from its plan to its record."""
 
 import contextlib
+import gc
 import signal
 import time
 from pathlib import Path
@@ -112,8 +113,7 @@ class _Run:
         """Start from the newest sound checkpoint; `begin`: when the set-up did."""
         config, plan = self.config, self.plan
         self.session = Session(config, plan, self.corpus, self.device, self.team)
-        folder = self.directory / CHECKPOINTS
-        state, passed_over = load_checkpoint(folder, run_id=self.run_id)
+        state, passed_over = load_checkpoint(self.directory / CHECKPOINTS, run_id=self.run_id)
         if self.team.leads:
             for leftovers in (folder, self.directory / FOLDER):
                 clear_leftovers(leftovers)
@@ -220,7 +220,8 @@ class _Run:
         failed = self.session.guard.failed
         self.metrics.close()
         self.mirror.finish({}, exit_code=InterruptedRunError.exit_code)
-        del self.session  # the next one needs the memory
+        del self.session
+        gc.collect()  # the next one needs the memory
         self._begin(begin)
         self.session.guard.failed = failed
         self._note_state("running")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llmtrain.corpus.shards import open_corpus
-from llmtrain.spec.errors import InterruptedRunError
+from llmtrain.spec.errors import DivergedError, InterruptedRunError
 from llmtrain.spec.plan import plan_run
 from llmtrain.training.loop import train
 from llmtrain.training.session import Session
@@ -81,3 +81,25 @@ def test_resume_goes_on_with_the_same_losses(make, corpus, tmp_path):
     with pytest.raises(InterruptedRunError):
         train(parts, corpus, on_progress=interrupt)
     assert train(parts, corpus).val_loss == pytest.approx(whole.val_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_the_device_holds_a_nan_back_by_itself(make, corpus, policy):
+    config = make(CUDA | {"guard.on_nonfinite": policy})
+    plan = plan_run(config, vocab_size=256, unique_tokens=len(corpus.train))
+    session = Session(config, plan, corpus, torch.device("cuda"))
+    assert session.guard.on_device
+    session.train_step()
+    before = [weight.detach().clone() for weight in session.model.parameters()]
+    hook = session.model.embedding.register_forward_hook(lambda _m, _i, out: out * torch.nan)
+    session.train_step()
+    hook.remove()
+    assert all(map(torch.equal, before, session.model.parameters()))
+    session.train_step()  # under stop the device goes on holding back until it is asked
+    assert all(map(torch.equal, before, session.model.parameters())) == (policy == "stop")
+    if policy == "stop":
+        with pytest.raises(DivergedError, match=r"^step 2: "):
+            session.drain_losses()
+    else:
+        session.drain_losses()
+        assert session.guard.n_skipped == 1
