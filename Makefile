@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 STAMP_NO_TORCH := .venv-notorch/.installed
+STAMP_TOOLS := .venv-tools/.installed
 
-.PHONY: help setup demo pictures test test-full test-no-torch bench lint clean
+.PHONY: help setup demo pictures test test-full test-no-torch bench lint lock audit clean
 
 help:
 	@echo "make demo       set up, run a real IsoFLOP sweep on the CPU, fit it, show the figure"
@@ -14,6 +15,8 @@ help:
 	@echo "make test-no-torch  the tests of spec and scaling where torch is not installed"
 	@echo "make bench      the benchmarks of this machine, under ten minutes"
 	@echo "make lint       ruff and mypy"
+	@echo "make lock       write requirements.lock anew: every package but torch, with its hashes"
+	@echo "make audit      look requirements.lock up among the published advisories"
 	@echo "make setup      the environment only (.venv, from pyproject.toml with constraints.txt)"
 
 setup: $(STAMP)
@@ -62,5 +65,24 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Torch and its CUDA libraries differ by where it is installed from, so they have no one hash.
+lock: $(STAMP_TOOLS)
+	.venv-tools/bin/uv --no-config pip compile pyproject.toml --extra test --extra dev --extra energy \
+		--extra slurm --constraint constraints.txt --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock \
+		$(foreach name,$(BUILDS),--no-emit-package $(name))
+
+audit: $(STAMP_TOOLS)
+	.venv-tools/bin/pip-audit --requirement requirements.lock --require-hashes --disable-pip --strict
+
+BUILDS := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,\
+	cublas cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse \
+	cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
+
+$(STAMP_TOOLS): Makefile
+	$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9' 'pip-audit>=2.10'
+	@touch $(STAMP_TOOLS)
+
 clean:
-	rm -rf .venv .venv-notorch .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-notorch .venv-tools .pytest_cache .mypy_cache .ruff_cache

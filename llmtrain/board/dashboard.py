@@ -65,8 +65,10 @@ class Boards:
                 board.save()
             return [str(self.workspace.url), str(self.report.url)]
         except Exception as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"wandb took no dashboard: {first}; set entity= to yours") from error
+            first = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            raise ConfigError(
+                f"wandb took no dashboard: {first}; check entity=, the login and the network"
+            ) from error
 
 
 def build_boards(

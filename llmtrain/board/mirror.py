@@ -225,4 +225,5 @@ class WandbMirror:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    kind, first = type(error).__name__, (str(error).splitlines() or [""])[0]
+    return first if first and isinstance(error, OSError) else f"{kind}: {first}"

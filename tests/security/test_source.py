@@ -1,6 +1,7 @@
 """X1, T10, T11: no source file runs what it reads, and no known hole is let in."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 FORBIDDEN_CALLS = {
@@ -84,6 +86,29 @@ def test_dependencies_stand_above_the_known_holes(root: Path) -> None:
         assert pinned, f"{name} is not pinned in constraints.txt"
         assert min(map(Version, pinned)) >= Version(lowest[0]), name
     assert all(s.operator == "==" for pin in pins for s in pin.specifier)
+
+
+BUILDS = ("torch", "triton", "nvidia", "cuda")  # differ by where they are installed from
+
+
+def test_the_lock_holds_every_pin_and_a_hash_for_each_package(root: Path) -> None:
+    text = (root / "requirements.lock").read_text(encoding="utf-8")
+    assert "://" not in text
+    assert "index" not in text.replace("--hash", "")
+    entries = [entry.split() for entry in text.replace("\\\n", " ").splitlines()]
+    locked: dict[str, set[str]] = {}
+    for entry in entries:
+        pin = Requirement(" ".join(word for word in entry if not word.startswith("--hash=")))
+        assert [s.operator for s in pin.specifier] == ["=="]
+        hashes = [word for word in entry if word.startswith("--hash=")]
+        assert hashes
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", word) for word in hashes)
+        locked.setdefault(canonicalize_name(pin.name), set()).add(str(pin.specifier))
+    for line in (root / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        name = canonicalize_name(Requirement(line).name)
+        if not name.startswith(BUILDS) or name == "nvidia-ml-py":
+            assert str(Requirement(line).specifier) in locked[name], line
+    assert "torch" not in locked
 
 
 def test_a_training_process_needs_no_network_library(root: Path) -> None:
