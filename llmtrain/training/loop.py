@@ -113,10 +113,11 @@ class _Run:
         """Start from the newest sound checkpoint; `begin`: when the set-up did."""
         config, plan = self.config, self.plan
         self.session = Session(config, plan, self.corpus, self.device, self.team)
-        state, passed_over = load_checkpoint(self.directory / CHECKPOINTS, run_id=self.run_id)
+        folders = (self.directory / CHECKPOINTS, self.directory / FOLDER)
+        state, passed_over = load_checkpoint(folders[0], run_id=self.run_id)
         if self.team.leads:
-            for leftovers in (folder, self.directory / FOLDER):
-                clear_leftovers(leftovers)
+            for folder in folders:
+                clear_leftovers(folder)
             for line in passed_over:
                 runtime.warn(line)
         shared, self.evaluating = None, False
