@@ -159,7 +159,7 @@ def test_signals_at_random_times_leave_a_state_that_goes_on(start, tmp_path, cou
             rows = (tmp_path / folder).glob("runs/single/*/metrics.jsonl")
             assert not any(path.stat().st_size for path in rows)
             before += 1
-    print(f"{saved} saved, {before} before the first step; {slowest:.2f} s at most")
+        print(f"{saved} saved, {before} before the first step; {slowest:.2f} s at most", flush=True)
 
 
 def test_a_signal_while_text_is_tokenised_leaves_nothing(start, tmp_path):
