@@ -130,6 +130,7 @@ class Case:
                 self.cut_to(kill["cut_to"], name)
                 continue
             there = checkpoints(configs[-1])
+            log.write_text("")
             status = self.live(configs, kill, off=self.off)
             steps = [int(step) for step in log.read_text().split()]
             lives.append({"status": status, "checkpoints": there, "steps": steps})
