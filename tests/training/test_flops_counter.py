@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from llmtrain.spec.flops import flops_per_token, param_groups
 from llmtrain.training.model import Transformer, cross_entropy, parameter_counts
 
-N_SHAPES = 60
+N_SHAPES = 100
 
 
 def random_shape(model, rng):
