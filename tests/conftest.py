@@ -107,6 +107,7 @@ RAW: dict[str, Any] = {
         "activation_checkpointing": False,
         "peak_tflops": None,
         "parallel": "none",
+        "cuda_graph": "off",
         "memory_gb": None,
     },
     "checkpoint": {

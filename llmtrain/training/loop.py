@@ -188,6 +188,8 @@ class _Run:
 
     def _train(self, stop: runtime.StopRequest) -> None:
         session, plan = self.session, self.plan
+        for _ in session.warm_up():
+            self.on_step()
         while session.step < plan.n_steps:
             session.train_step()
             self.on_step()

@@ -79,7 +79,14 @@ class Transformer(nn.Module):
             rotary = (self.get_buffer("cos")[:n_tokens], self.get_buffer("sin")[:n_tokens])
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
-                x_BTD = checkpoint(block, x_BTD, rotary, mask_TT, use_reentrant=False)
+                x_BTD = checkpoint(
+                    block,
+                    x_BTD,
+                    rotary,
+                    mask_TT,
+                    use_reentrant=False,
+                    preserve_rng_state=self.config.dropout > 0,  # a CUDA graph cannot read it
+                )
             else:
                 x_BTD = block(x_BTD, rotary, mask_TT)
         x_BTD = self.final_norm(x_BTD)

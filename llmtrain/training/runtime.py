@@ -34,6 +34,8 @@ PEAK_TFLOPS = {
 }
 
 
+COMPILED_GRAPHS = 4096  # of one function and process, before compiling fails: shapes x lengths x 2
+
 # What torch says besides torch.OutOfMemoryError: its CPU allocator, CUDA's libraries, C++.
 SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "bad_alloc")
 
@@ -61,6 +63,19 @@ def autocast(
     if config.dtype == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
+
+
+def prepare_compiler() -> None:
+    """Make room for every graph that a long-lived worker compiles, and let none fall back.
+
+    Past its limit (8 graphs a function) torch runs eager with a warning that nobody reads.
+    """
+    import torch._dynamo  # noqa: PLC0415 - half a second that eager runs do not need
+
+    settings = torch._dynamo.config
+    settings.recompile_limit = COMPILED_GRAPHS
+    settings.accumulated_recompile_limit = COMPILED_GRAPHS
+    settings.fail_on_recompile_limit_hit = True
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:

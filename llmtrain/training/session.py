@@ -1,7 +1,8 @@
 """Everything that one run holds: model, optimizer, data, clocks; stepped, saved, restored."""
 
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -14,9 +15,16 @@ from llmtrain.spec.settings import TrainConfig
 from llmtrain.training.batches import Batches
 from llmtrain.training.evaluate import Evaluation, Evaluator
 from llmtrain.training.model import Transformer, cross_entropy
-from llmtrain.training.optim import build_optimizer, clip_gradients, set_lr
+from llmtrain.training.optim import (
+    build_optimizer,
+    clip_gradients,
+    load_state,
+    portable_state,
+    set_lr,
+)
 from llmtrain.training.parallel import ALONE, Team
-from llmtrain.training.runtime import autocast, step_seed
+from llmtrain.training.runtime import autocast, prepare_compiler, step_seed
+from llmtrain.training.whole import WholeStep, wants_graph
 
 TAIL = 0.95  # the reported training loss is the mean over the steps after this share of the run
 
@@ -50,31 +58,35 @@ class Session:
         )
         self.model.init_weights(config.seed)
         if config.runtime.compile:
+            prepare_compiler()
             for block in self.model.blocks:
                 block.compile(dynamic=False)
         self.forward = team.place(self.model, device)
-        self.optimizer = build_optimizer(self.model, config.optimizer, plan.hyper, fused=True)
         self.batches = Batches(corpus, plan, config.seed, device)
+        graphed = wants_graph(config, self.batches.source)
+        self.optimizer = build_optimizer(
+            self.model, config.optimizer, plan.hyper, fused=True, capturable=graphed
+        )
+        self.whole = self.whole_step() if graphed else None
         self.evaluator = Evaluator(
             corpus,
             n_tokens=config.evaluation.n_tokens,
             seq_len=config.seq_len.seq_len,
             device=device,
             team=team,
+            equal_passes=config.runtime.compile,
         )
-        self.warmed: set[PlanStage] = set()
-        self.cold_steps = 0  # steps whose time went to compilation
         self.last_lr = 0.0
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the precision context of a forward pass."""
         return autocast(self.device, self.config.runtime)
 
-    def lr(self) -> float:
-        """Return the learning rate of the next step: the schedule at the middle of its tokens."""
-        stage = self.plan.shape_at(self.step)
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of a step: the schedule at the middle of its tokens."""
+        stage = self.plan.shape_at(step)
         return self.plan.hyper.peak_lr * lr_factor_at(
-            self.plan.done_at(self.step)[0] + stage.step_tokens / 2,
+            self.plan.done_at(step)[0] + stage.step_tokens / 2,
             self.config.schedule,
             warmup_tokens=self.plan.warmup_tokens,
             n_tokens=self.plan.n_tokens,
@@ -87,28 +99,72 @@ class Session:
 
     def train_step(self) -> None:
         """Do one optimizer step on the next batch, in as many passes as the memory wants."""
-        begin = time.perf_counter()
-        stage = self.plan.shape_at(self.step)
-        self.last_lr = self.lr()
-        set_lr(self.optimizer, self.last_lr)
-        if self.config.model.dropout > 0:
-            torch.manual_seed(step_seed(self.config.seed, self.step, self.team.rank))
-        loss = self._backward(stage)
+        with self.timed("train"):
+            stage = self.plan.shape_at(self.step)
+            self.last_lr = self.lr_at(self.step)
+            if self.whole is not None:
+                loss, self.grad_norm = self.whole(self.step, stage)
+            else:
+                set_lr(self.optimizer, self.last_lr)
+                if self.config.model.dropout > 0:
+                    torch.manual_seed(step_seed(self.config.seed, self.step, self.team.rank))
+                loss, self.grad_norm = self.update(stage, *self.batches.at(self.step, stage))
+            self.recent.append(loss)
+            self.step += 1
+
+    def update(self, stage: PlanStage, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one step on a batch; return its loss and gradient norm, both still on the device."""
+        loss = self._backward(stage, inputs, targets)
         norm = clip_gradients(self.model, self.config.optimizer.grad_clip)
-        self.grad_norm = self.team.whole(norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.recent.append(loss)
-        self.step += 1
-        elapsed = time.perf_counter() - begin
-        cold = self.config.runtime.compile and stage not in self.warmed
-        self.cold_steps += cold
-        self.warmed.add(stage)
-        self.seconds["compile" if cold else "train"] += elapsed
+        return loss, self.team.whole(norm)
 
-    def _backward(self, stage: PlanStage) -> Tensor:
+    def whole_step(self) -> WholeStep:
+        """Return the step as a function of counters on the device, ready to be captured."""
+        return WholeStep(
+            self.plan,
+            [self.lr_at(step) for step in range(self.plan.n_steps)],
+            self.batches,
+            self.optimizer,
+            self.update,
+        )
+
+    def warm_up(self) -> Iterator[None]:
+        """Compile and capture all that the rest of the run needs, largest first; yield after each.
+
+        Weights, moments and random numbers stay as they are. Nothing to do for eager runs.
+        """
+        if not (self.config.runtime.compile or self.whole is not None):
+            return
+        ahead = {self.plan.shape_at(step) for step in range(self.step, self.plan.n_steps)}
+        for stage in sorted(
+            ahead, key=lambda stage: -stage.row_len * (stage.window or stage.row_len)
+        ):
+            with self.timed("compile"):
+                if self.whole is not None:
+                    self.whole.capture(self.step, stage)
+                else:
+                    self._rehearse(stage)
+            yield
+        with self.timed("compile"), self._evaluating():
+            self.evaluator.rehearse(self.model, self.autocast)
+        yield
+
+    def _rehearse(self, stage: PlanStage) -> None:
+        """Run a stage's passes forward and backward, and forget the gradients."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            self._backward(stage, *self.batches.at(self.step, stage))
+        self.optimizer.zero_grad(set_to_none=True)
+        self._wait()
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _backward(self, stage: PlanStage, inputs: Tensor, targets: Tensor) -> Tensor:
         """Accumulate the gradient of the mean loss over the batch; return that loss, detached."""
-        inputs, targets = self.batches.at(self.step)
         micro_tokens = self.config.runtime.micro_batch_tokens or stage.step_tokens
         rows = max(1, micro_tokens // stage.row_len)
         total = torch.zeros((), device=self.device)
@@ -125,7 +181,8 @@ class Session:
 
     def drain_losses(self) -> float:
         """Return the mean training loss since the last call: the one wait for the device."""
-        losses = torch.stack(self.recent).double().cpu()
+        with self.timed("train"):  # steps that are still under way
+            losses = torch.stack(self.recent).double().cpu()
         first = self.step - len(self.recent)
         tail = losses[max(0, int(TAIL * self.plan.n_steps) - first) :]
         self.tail_sum += float(tail.sum())
@@ -139,11 +196,16 @@ class Session:
 
     def evaluate(self) -> Evaluation:
         """Return the validation loss at full length; training's random numbers are not touched."""
-        with self.timed("evaluate"):
-            self.model.eval()
-            result = self.evaluator(self.model, self.autocast)
-            self.model.train()
-        return result
+        with self.timed("train"):
+            self._wait()
+        with self.timed("evaluate"), self._evaluating():
+            return self.evaluator(self.model, self.autocast)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        self.model.eval()
+        yield
+        self.model.train()
 
     def timed(self, part: str) -> "Stopwatch":
         """Add the time of a `with` block to a part of the run's seconds."""
@@ -153,7 +215,7 @@ class Session:
         """Return everything that resume needs, the losses since the last row included."""
         return {
             "model": self.team.whole_state(self.model.state_dict()),
-            "optimizer": self.team.whole_state(self.optimizer.state_dict()),
+            "optimizer": self.team.whole_state(portable_state(self.optimizer)),
             "step": self.step,
             "first_step": self.first_step,
             "seconds": self.seconds,
@@ -165,7 +227,9 @@ class Session:
         """Go on from `state`."""
         team, model, optimizer = self.team, self.model, self.optimizer
         model.load_state_dict(team.parts_of_model(model, state["model"]))
-        optimizer.load_state_dict(team.parts_of_optimizer(optimizer, state["optimizer"]))
+        load_state(optimizer, team.parts_of_optimizer(optimizer, state["optimizer"]))
+        if self.whole is not None:
+            self.whole.forget()  # the moments lie elsewhere now
         self.step = state["step"]
         self.first_step = state.get("first_step", 0)
         self.seconds.update(state["seconds"])

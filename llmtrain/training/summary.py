@@ -41,7 +41,7 @@ def tokens_per_second(session: Session) -> float:
 
     All devices of a run count together, here as in the MFU, the memory and the joules.
     """
-    tokens, _ = session.plan.done_at(session.step - session.cold_steps)
+    tokens, _ = session.plan.done_at(session.step)
     tokens -= session.plan.done_at(session.first_step)[0]
     return tokens / session.seconds["train"] if session.seconds["train"] > 0 else 0.0
 

@@ -69,11 +69,11 @@ class Counted(Session):
             rows, length = arguments[0].shape
             self.shapes.append((rows, length, options["window"]))
 
-    def _backward(self, stage: Any) -> torch.Tensor:
+    def _backward(self, stage: Any, *batch: Any) -> torch.Tensor:
         if stage in self.flops:
-            return super()._backward(stage)
+            return super()._backward(stage, *batch)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            loss = super()._backward(stage)
+            loss = super()._backward(stage, *batch)
         self.flops[stage] = counter.get_total_flops()
         return loss
 
