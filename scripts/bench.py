@@ -8,8 +8,10 @@
 `what` is one of: analysis (load, fits and bootstrap, figures and report of 250 planted runs;
 draws=1000), pool (the same tiny cells in warm workers and in a process each, as a ratio; cells=12,
 steps=50), peer (the demo's shapes, batches and text beside nanoGPT's own loop, checked out at
-`peer`), tracking (one run of a minute with and without wandb). Prints the median of the repeats,
-each stage by itself; `out` gets the same as JSON with hardware, load, versions, commit and command.
+`peer`), tracking (one run of a minute with and without wandb), stacked (runs of one shape stepped
+as one and one after another; replicas=4, width=64, layers=2, tokens=2048, steps=20). Prints the
+median of the repeats, each stage by itself; `out` gets the same as JSON with hardware, load,
+versions, commit and command.
 """
 
 import json
@@ -32,7 +34,13 @@ from llmtrain import __version__
 from llmtrain.spec.code import code_id
 from llmtrain.spec.errors import ConfigError
 
-PARTS = ("analysis", "pool", "peer", "tracking")  # modules of benches/; each holds a BENCH
+PARTS = (
+    "analysis",
+    "pool",
+    "peer",
+    "tracking",
+    "stacked",
+)  # modules of benches/; each holds a BENCH
 COMMON = {"what": "analysis", "repeats": "3", "out": ""}
 
 

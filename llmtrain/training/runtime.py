@@ -8,12 +8,13 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 
 import numpy as np
 import torch
+from torch import nn
 
 import llmtrain
 from llmtrain.spec.errors import ConfigError
@@ -65,10 +66,11 @@ def autocast(
     return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
-def prepare_compiler() -> None:
-    """Make room for every graph that a long-lived worker compiles, and let none fall back.
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Compile blocks by themselves: those of one width, in any model, share their graphs.
 
-    Past its limit (8 graphs a function) torch runs eager with a warning that nobody reads.
+    Makes room for every graph of a long-lived worker, and lets none fall back to eager: past its
+    limit (8 graphs a function) torch does so with a warning that nobody reads.
     """
     import torch._dynamo  # noqa: PLC0415 - half a second that eager runs do not need
 
@@ -76,6 +78,8 @@ def prepare_compiler() -> None:
     settings.recompile_limit = COMPILED_GRAPHS
     settings.accumulated_recompile_limit = COMPILED_GRAPHS
     settings.fail_on_recompile_limit_hit = True
+    for block in blocks:
+        block.compile(dynamic=False)
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:

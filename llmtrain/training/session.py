@@ -22,9 +22,9 @@ from llmtrain.training.optim import (
     portable_state,
     set_lr,
 )
-from llmtrain.training.parallel import ALONE, Team
-from llmtrain.training.runtime import autocast, prepare_compiler, step_seed
-from llmtrain.training.whole import WholeStep, wants_graph
+from llmtrain.training.parallel import ALONE, Pass, Team
+from llmtrain.training.runtime import autocast, compile_blocks, step_seed
+from llmtrain.training.whole import Tables, WholeStep, wants_graph
 
 TAIL = 0.95  # the reported training loss is the mean over the steps after this share of the run
 
@@ -58,9 +58,7 @@ class Session:
         )
         self.model.init_weights(config.seed)
         if config.runtime.compile:
-            prepare_compiler()
-            for block in self.model.blocks:
-                block.compile(dynamic=False)
+            compile_blocks(self.model.blocks)
         self.forward = team.place(self.model, device)
         self.batches = Batches(corpus, plan, config.seed, device)
         graphed = wants_graph(config, self.batches.source)
@@ -103,7 +101,9 @@ class Session:
             stage = self.plan.shape_at(self.step)
             self.last_lr = self.lr_at(self.step)
             if self.whole is not None:
-                loss, self.grad_norm = self.whole(self.step, stage)
+                self.whole(self.step, stage)
+                (tables,) = self.whole.tables
+                loss, self.grad_norm = tables.losses[self.step], tables.norm
             else:
                 set_lr(self.optimizer, self.last_lr)
                 if self.config.model.dropout > 0:
@@ -115,41 +115,52 @@ class Session:
     def update(self, stage: PlanStage, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Take one step on a batch; return its loss and gradient norm, both still on the device."""
         loss = self._backward(stage, inputs, targets)
+        return loss, self.apply_gradients()
+
+    def apply_gradients(self) -> Tensor:
+        """Clip, update the weights and drop the gradients; return their norm before, a scalar."""
         norm = clip_gradients(self.model, self.config.optimizer.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss, self.team.whole(norm)
+        return self.team.whole(norm)
 
     def whole_step(self) -> WholeStep:
         """Return the step as a function of counters on the device, ready to be captured."""
-        return WholeStep(
-            self.plan,
-            [self.lr_at(step) for step in range(self.plan.n_steps)],
-            self.batches,
-            self.optimizer,
-            self.update,
-        )
+        rates = [self.lr_at(step) for step in range(self.plan.n_steps)]
+        tables = Tables(self.plan, rates, self.batches, self.optimizer)
+
+        def run(stage: PlanStage) -> None:
+            tables.note(*self.update(stage, *tables.batch(stage)))
+
+        return WholeStep([tables], run)
 
     def warm_up(self) -> Iterator[None]:
         """Compile and capture all that the rest of the run needs, largest first; yield after each.
 
         Weights, moments and random numbers stay as they are. Nothing to do for eager runs.
         """
-        if not (self.config.runtime.compile or self.whole is not None):
-            return
-        ahead = {self.plan.shape_at(step) for step in range(self.step, self.plan.n_steps)}
-        for stage in sorted(
-            ahead, key=lambda stage: -stage.row_len * (stage.window or stage.row_len)
-        ):
+        for stage in self.cold_stages():
             with self.timed("compile"):
                 if self.whole is not None:
                     self.whole.capture(self.step, stage)
                 else:
                     self._rehearse(stage)
             yield
-        with self.timed("compile"), self._evaluating():
-            self.evaluator.rehearse(self.model, self.autocast)
-        yield
+        yield from self.warm_up_evaluation()
+
+    def warm_up_evaluation(self) -> Iterator[None]:
+        """Compile what an evaluation needs, and yield; nothing to do for eager runs."""
+        if self.config.runtime.compile:
+            with self.timed("compile"), self._evaluating():
+                self.evaluator.rehearse(self.model, self.autocast)
+            yield
+
+    def cold_stages(self) -> list[PlanStage]:
+        """Return the stages ahead that must be compiled or captured, the largest first."""
+        if not (self.config.runtime.compile or self.whole is not None):
+            return []
+        ahead = {self.plan.shape_at(step) for step in range(self.step, self.plan.n_steps)}
+        return sorted(ahead, key=lambda stage: -stage.row_len * (stage.window or stage.row_len))
 
     def _rehearse(self, stage: PlanStage) -> None:
         """Run a stage's passes forward and backward, and forget the gradients."""
@@ -165,10 +176,8 @@ class Session:
 
     def _backward(self, stage: PlanStage, inputs: Tensor, targets: Tensor) -> Tensor:
         """Accumulate the gradient of the mean loss over the batch; return that loss, detached."""
-        micro_tokens = self.config.runtime.micro_batch_tokens or stage.step_tokens
-        rows = max(1, micro_tokens // stage.row_len)
         total = torch.zeros((), device=self.device)
-        for part in self.team.passes(len(inputs), rows):  # the last one may be smaller
+        for part in self.passes(stage):
             with self.team.during(part):
                 with self.autocast():
                     logits = self.forward(inputs[part.rows], window=stage.window)
@@ -178,6 +187,17 @@ class Session:
                 (loss * part.weight).backward()
             total = total + nll * part.share
         return self.team.sum(total)
+
+    def passes(self, stage: PlanStage) -> list[Pass]:
+        """Return the rows that go through the model at once; the last pass may be smaller."""
+        micro_tokens = self.config.runtime.micro_batch_tokens or stage.step_tokens
+        return self.team.passes(stage.rows, max(1, micro_tokens // stage.row_len))
+
+    def take(self, loss: Tensor, norm: Tensor) -> None:
+        """Note a step that was done elsewhere (stacked.py)."""
+        self.last_lr, self.grad_norm = self.lr_at(self.step), norm
+        self.recent.append(loss)
+        self.step += 1
 
     def drain_losses(self) -> float:
         """Return the mean training loss since the last call: the one wait for the device."""

@@ -18,8 +18,6 @@ from llmtrain.training.batches import Batches, TokenSource
 from llmtrain.training.optim import UpdateRule
 
 WARM_UPS = 3  # what torch asks for before a capture: lazy libraries, autotuning, moments
-Update = Callable[[PlanStage, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""One step on (stage, inputs, targets), returning the loss and the gradient norm."""
 
 
 def wants_graph(config: TrainConfig, tokens: TokenSource) -> bool:
@@ -42,19 +40,14 @@ def wants_graph(config: TrainConfig, tokens: TokenSource) -> bool:
     return wanted == "on"
 
 
-class WholeStep:
-    """Steps of a run that read nothing from the host: rates, blocks and losses lie in tables."""
+class Tables:
+    """What one run's steps look up on the device, and where they leave their losses."""
 
     def __init__(
-        self,
-        plan: RunPlan,
-        rates: Sequence[float],
-        batches: Batches,
-        optimizer: UpdateRule,
-        update: Update,
+        self, plan: RunPlan, rates: Sequence[float], batches: Batches, optimizer: UpdateRule
     ) -> None:
         """`rates`: the schedule's rate of every step. The batches' tokens lie on the device."""
-        self.plan, self.batches, self.optimizer, self.update = plan, batches, optimizer, update
+        self.batches, self.optimizer = batches, optimizer
         self.device = device = batches.source.device
         # A fused CUDA kernel reads a float32 rate; a CPU's reads any: then it is the eager step's.
         exact = torch.float32 if device.type == "cuda" else torch.float64
@@ -64,14 +57,46 @@ class WholeStep:
         self.losses = torch.zeros(plan.n_steps, device=device)
         self.norm = torch.zeros((), device=device)
         self.cursor = torch.zeros(1, dtype=torch.int64, device=device)
-        self.at = -1  # what the cursor holds, as far as the host knows
-        self.graphs: dict[PlanStage, torch.cuda.CUDAGraph] = {}
-        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         for group in optimizer.param_groups:
             group["lr"] = torch.zeros((), dtype=exact, device=device)
 
-    def __call__(self, step: int, stage: PlanStage) -> tuple[Tensor, Tensor]:
-        """Do a step; return its loss and gradient norm, to be read when the host wants them."""
+    def batch(self, stage: PlanStage) -> tuple[Tensor, Tensor]:
+        """Set the rate of the step under the cursor; return its inputs and targets."""
+        rate = self.rates.index_select(0, self.cursor).squeeze(0)
+        for group in self.optimizer.param_groups:
+            torch.mul(rate, group["lr_scale"], out=group["lr"])
+        starts = self.starts.index_select(0, self.cursor).squeeze(0)
+        return self.batches.cut(starts, stage)
+
+    def note(self, loss: Tensor, norm: Tensor) -> None:
+        """Keep what the step gave, and move the cursor."""
+        self.losses.index_copy_(0, self.cursor, loss.view(1))
+        self.norm.copy_(norm)
+        self.cursor.add_(1)
+
+    def parameters(self) -> list[Tensor]:
+        """Return the weights."""
+        return [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
+
+    def moments(self) -> list[Tensor]:
+        """Return what the optimizer keeps of the weights so far."""
+        state: dict[Any, dict[str, Any]] = self.optimizer.state  # type: ignore[attr-defined]
+        return [value for entry in state.values() for value in entry.values()]
+
+
+class WholeStep:
+    """Steps of a run, or of several at once, that read nothing from the host."""
+
+    def __init__(self, tables: Sequence[Tables], run: Callable[[PlanStage], None]) -> None:
+        """`run` does the step under the cursors of all tables, and moves them."""
+        self.tables, self.run = list(tables), run
+        self.device = self.tables[0].device
+        self.at = -1  # where the cursors stand, as far as the host knows
+        self.graphs: dict[PlanStage, torch.cuda.CUDAGraph] = {}
+        self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+
+    def __call__(self, step: int, stage: PlanStage) -> None:
+        """Do a step; its losses and norms are in the tables when the host wants them."""
         if self.device.type == "cuda" and stage not in self.graphs:
             self.capture(step, stage)
         self._point_to(step)
@@ -80,18 +105,6 @@ class WholeStep:
         else:
             self.run(stage)
         self.at += 1
-        return self.losses[step], self.norm
-
-    def run(self, stage: PlanStage) -> None:
-        """Do the step that the cursor points to, and move the cursor."""
-        rate = self.rates.index_select(0, self.cursor).squeeze(0)
-        for group in self.optimizer.param_groups:
-            torch.mul(rate, group["lr_scale"], out=group["lr"])
-        starts = self.starts.index_select(0, self.cursor).squeeze(0)
-        loss, norm = self.update(stage, *self.batches.cut(starts, stage))
-        self.losses.index_copy_(0, self.cursor, loss.view(1))
-        self.norm.copy_(norm)
-        self.cursor.add_(1)
 
     def capture(self, step: int, stage: PlanStage) -> None:
         """Record the step of a stage; weights and moments are as before. On a CPU: rehearse it."""
@@ -107,6 +120,7 @@ class WholeStep:
                 for _ in range(WARM_UPS):
                     self._point_to(step)
                     self.run(stage)
+                    self.at = -1
             here.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
@@ -120,23 +134,20 @@ class WholeStep:
 
     def _point_to(self, step: int) -> None:
         if self.at != step:
-            self.cursor.fill_(step)
+            for tables in self.tables:
+                tables.cursor.fill_(step)
             self.at = step
 
     @contextlib.contextmanager
     def _undone(self) -> Iterator[None]:
         """Take back what the `with` block does to weights and moments, in the same memory."""
-        parameters = [p.detach() for g in self.optimizer.param_groups for p in g["params"]]
-        before = [(tensor, tensor.clone()) for tensor in [*parameters, *self._moments()]]
+        kept = [t for tables in self.tables for t in (*tables.parameters(), *tables.moments())]
+        before = [(tensor, tensor.clone()) for tensor in kept]
         yield
-        known = {id(tensor) for tensor, _ in before}
-        for tensor in self._moments():
+        known = {id(tensor) for tensor in kept}
+        for tensor in (t for tables in self.tables for t in tables.moments()):
             if id(tensor) not in known:  # it was not there: every moment starts at zero
                 tensor.zero_()
         for tensor, old in before:
             tensor.copy_(old)
         self.at = -1
-
-    def _moments(self) -> list[Tensor]:
-        state: dict[Any, dict[str, Any]] = self.optimizer.state  # type: ignore[attr-defined]
-        return [value for entry in state.values() for value in entry.values()]

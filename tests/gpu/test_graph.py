@@ -10,6 +10,7 @@ from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.plan import plan_run
 from llmtrain.training.batches import TokenSource
 from llmtrain.training.session import Session
+from llmtrain.training.stacked import Stack
 
 pytestmark = [
     pytest.mark.gpu,
@@ -119,3 +120,18 @@ def test_tokens_are_gathered_on_the_device(dtype):
         assert np.array_equal(targets[row].cpu().numpy(), tokens[start + 1 : start + 101])
     on_device, _ = source.rows(torch.from_numpy(starts).to("cuda"), 100)
     assert torch.equal(on_device, inputs)
+
+
+@pytest.mark.parametrize("kind", [EAGER, GRAPH], ids=["eager", "graph"])
+def test_a_stack_is_its_runs_alone(make, corpus, kind):
+    runs = [{"seed": 0}, {"seed": 1, "recipe.lr_multiplier": 0.3}]
+    stack = Stack([session(make, corpus, kind | WARMED | run) for run in runs])
+    for _ in stack.warm_up():
+        pass
+    for _ in range(stack.plan.n_steps):
+        stack.train_step()
+    for found, run in zip(stack.sessions, runs, strict=True):
+        expected = trace(session(make, corpus, EAGER | WARMED | run), stack.plan.n_steps)
+        assert torch.stack(found.recent).tolist() == pytest.approx(expected, rel=2e-4)
+    if stack.whole is not None:
+        assert len(stack.whole.graphs) == len(stack.plan.stages)
