@@ -108,6 +108,7 @@ RAW: dict[str, Any] = {
         "peak_tflops": None,
         "parallel": "none",
         "cuda_graph": "off",
+        "stack": 1,
         "memory_gb": None,
     },
     "checkpoint": {

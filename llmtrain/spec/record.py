@@ -92,7 +92,7 @@ class RunRecord:
     energy_source: str
     """nvml, rapl, estimated or none."""
     hardware: dict[str, str]
-    """Of one device, and how many there were: n_devices."""
+    """Of one device, and how many there were: n_devices; stacked: runs that shared it as one."""
     versions: dict[str, str]
     metrics_sha256: str
     """Hash of metrics.jsonl."""

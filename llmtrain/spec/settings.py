@@ -59,12 +59,15 @@ class RuntimeConfig:
     """One run over the processes that torchrun starts: replicas (ddp) or shards (fsdp)."""
     cuda_graph: Literal["auto", "on", "off"]
     """Replay each step as one CUDA graph; auto: wherever that can be done."""
+    stack: int
+    """At most so many cells of a sweep that differ in seed or rate alone are trained as one."""
     memory_gb: float | None
     """Memory of one device in GB (1e9 bytes): refuse runs estimated to need more; null: unknown."""
 
     def __post_init__(self) -> None:
         """Refuse counts below one."""
         check_between("runtime.n_threads", self.n_threads, 1, 4096)
+        check_between("runtime.stack", self.stack, 1, 256)
         for field in ("micro_batch_tokens", "peak_tflops", "memory_gb"):
             if getattr(self, field) is not None:
                 check_positive(f"runtime.{field}", getattr(self, field))

@@ -25,7 +25,8 @@ from llmtrain.sweep.ledger import (
     release_branches,
 )
 from llmtrain.sweep.pool import Watcher, run_jobs
-from llmtrain.sweep.process import Job, Outcome, Report, Slot, Work
+from llmtrain.sweep.process import Job, Outcome, Report, Slot, Work, by_part
+from llmtrain.sweep.stacks import stack_jobs
 
 # What schedulers send before they take a machine away: submitit asks SLURM for USR2, other sites
 # send USR1, HUP or TERM.
@@ -130,8 +131,11 @@ def drain(
         with _on_stop_signals(_stop_the_pool):
             # Each look takes up what another process held in the one before and then gave back.
             while unsettled := _unsettled(jobs, recorder):
-                if free := [jobs[path] for path in unsettled if _is_free(path, jobs[path])]:
-                    run_jobs(free, functools.partial(take, work), slots, recorder, hang_s=hang_s)
+                if free := [path for path in unsettled if _is_free(path, jobs[path])]:
+                    together = stack_jobs({path: jobs[path] for path in free}, configs)
+                    run_jobs(
+                        together, functools.partial(take, work), slots, recorder, hang_s=hang_s
+                    )
                     if _unsettled(jobs, recorder) == unsettled:  # others took them all
                         time.sleep(LOOK_EVERY_S)
                 elif wait:
@@ -149,9 +153,15 @@ def drain(
 
 def take(work: Work, payload: dict[str, Any], report: Report) -> dict[str, Any]:
     """Do one cell in a worker unless another process came first. Raises TakenError."""
-    directory = run_directory(build(TrainConfig, payload["config"]))
-    if is_done(directory) or is_passed_by(directory):
+    raw = payload.get("stack") or [payload["config"]]
+    paths = [run_directory(build(TrainConfig, config)) for config in raw]
+    settled = [is_done(path) or is_passed_by(path) for path in paths]
+    directory = paths[0]
+    if all(settled):
         raise TakenError(f"{directory} was finished by another process")
+    if "stack" in payload:
+        left = zip(raw, settled, strict=True)
+        payload = {"stack": [config for config, is_settled in left if not is_settled]}
     signs_of_life = 0
 
     def counted(progress: dict[str, Any]) -> None:
@@ -174,12 +184,23 @@ class _Recorder(SweepWatcher):
         self.ended_here: dict[str, Outcome] = {}
 
     def started(self, job: Job) -> None:
-        self.watcher.started(job)
+        for part in job.parts or (job,):
+            self.watcher.started(part)
 
     def reported(self, job: Job, progress: dict[str, Any]) -> None:
-        self.watcher.reported(job, progress)
+        for part in job.parts or (job,):
+            if progress.get("cell", part.name) == part.name:
+                self.watcher.reported(part, progress)
 
     def ended(self, outcome: Outcome) -> None:
+        for part in by_part(outcome):
+            if not outcome.job.parts or part.error is None or not self._is_done(part.job):
+                self._ended(part)
+
+    def _is_done(self, job: Job) -> bool:
+        return is_done(self.directories[job.name])
+
+    def _ended(self, outcome: Outcome) -> None:
         if outcome.exit_code == RunLockedError.exit_code:
             return  # another process has it
         self.ended_here[outcome.job.name] = outcome

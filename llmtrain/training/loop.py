@@ -3,8 +3,6 @@
 import contextlib
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain.board.mirror import Mirror, NoMirror, Row
@@ -19,6 +17,7 @@ from llmtrain.training.checkpoint import load_checkpoint, save_checkpoint
 from llmtrain.training.energy import EnergyMeter
 from llmtrain.training.evaluate import Evaluation
 from llmtrain.training.parallel import Team, joined
+from llmtrain.training.progress import Progress, ProgressHook, StepHook
 from llmtrain.training.sample import SAMPLE_FILE, sample_text
 from llmtrain.training.session import Session
 from llmtrain.training.summary import (
@@ -32,22 +31,6 @@ from llmtrain.training.tracking import MetricsFile, NoMetricsFile, open_mirror
 from llmtrain.training.trunk import check_branches, keep_state, starting_state
 
 CHECKPOINTS = "checkpoints"
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is, for whoever shows it."""
-
-    step: int
-    n_steps: int
-    loss: float
-    lr: float
-    seq_len: int
-    tokens_per_second: float
-
-
-ProgressHook = Callable[[Progress], None]
-StepHook = Callable[[], None]
 
 
 def train(
@@ -70,13 +53,27 @@ def train(
         unique_tokens=corpus.manifest.train.n_tokens,
     )
     check_branches(config, plan)
-    directory = rundir.run_directory(config)
     with joined(config.runtime) as team, contextlib.ExitStack() as held:
-        team.lead(lambda: held.enter_context(rundir.hold(directory)))
-        if (done := team.lead(lambda: read_record(directory))) is not None:
-            return _checked(done, corpus, directory)
-        team.lead(lambda: rundir.begin(directory, config, plan, corpus.manifest.data_id))
-        return _Run(config, corpus, plan, directory, team, on_progress, on_step).finish()
+        found = open_run(config, corpus, plan, team, held, on_progress, on_step)
+        return found.finish() if isinstance(found, Run) else found
+
+
+def open_run(
+    config: TrainConfig,
+    corpus: Corpus,
+    plan: RunPlan,
+    team: Team,
+    held: contextlib.ExitStack,
+    on_progress: ProgressHook | None,
+    on_step: StepHook,
+) -> "Run | RunRecord":
+    """Return a run in its directory, locked until `held` ends, or its record where it is done."""
+    directory = rundir.run_directory(config)
+    team.lead(lambda: held.enter_context(rundir.hold(directory)))
+    if (done := team.lead(lambda: read_record(directory))) is not None:
+        return _checked(done, corpus, directory)
+    team.lead(lambda: rundir.begin(directory, config, plan, corpus.manifest.data_id))
+    return Run(config, corpus, plan, directory, team, on_progress, on_step)
 
 
 def _checked(record: RunRecord, corpus: Corpus, directory: Path) -> RunRecord:
@@ -88,7 +85,7 @@ def _checked(record: RunRecord, corpus: Corpus, directory: Path) -> RunRecord:
     return record
 
 
-class _Run:
+class Run:
     """A run in its directory: the session, its metrics and its checkpoints."""
 
     def __init__(
@@ -143,16 +140,24 @@ class _Run:
 
     def finish(self) -> RunRecord:
         """Train what is missing, evaluate, and leave the record as the last thing written."""
-        self._note_state("running")
         try:
             with runtime.stop_on_signals() as stop:
-                self._train(stop)
-                self._note_state("trained")
-                final = self._log_evaluation()
-                self._note_state("evaluated")
+                self.train(stop, self.plan.n_steps)
+                final = self.evaluate_last()
         except BaseException as error:
-            self._leave(error)
+            self.leave(error)
             raise
+        return self.conclude(final)
+
+    def evaluate_last(self) -> Evaluation:
+        """Return the evaluation that the record is about."""
+        self.note_state("trained")
+        final = self._log_evaluation()
+        self.note_state("evaluated")
+        return final
+
+    def conclude(self, final: Evaluation) -> RunRecord:
+        """Leave the record, as the last thing written, and return it."""
         text = None
         if self.config.evaluation.sample_tokens > 0:
             text = sample_text(self.session.model, self.corpus, self.config)
@@ -174,10 +179,11 @@ class _Run:
         rundir.write_state(self.directory, "done")
         return record
 
-    def _note_state(self, state: str) -> None:
+    def note_state(self, state: str) -> None:
+        """Write how far the run is."""
         self.team.lead(lambda: rundir.write_state(self.directory, state))
 
-    def _leave(self, error: BaseException) -> None:
+    def leave(self, error: BaseException) -> None:
         """Close what is open and note how the run stands; what was trained is kept."""
         self.metrics.close()
         again = isinstance(error, InterruptedRunError) or runtime.is_out_of_memory(error)
@@ -186,30 +192,44 @@ class _Run:
             rundir.write_state(self.directory, "stopped" if again else "failed", reason)
         self.mirror.finish({}, exit_code=getattr(error, "exit_code", 1))
 
-    def _train(self, stop: runtime.StopRequest) -> None:
-        session, plan = self.session, self.plan
-        for _ in session.warm_up():
+    def train(self, stop: runtime.StopRequest, until: int) -> None:
+        """Take steps up to step `until`."""
+        if self.session.step >= until:
+            return
+        self.note_state("running")
+        for _ in self.session.warm_up():
             self.on_step()
-        while session.step < plan.n_steps:
-            session.train_step()
+        while self.session.step < until:
+            self.session.train_step()
             self.on_step()
-            last = session.step == plan.n_steps
-            if last or session.step % self.log_every == 0:
-                self._log_step()
-            if not last and session.step % self.evaluate_every == 0:
-                self._log_evaluation()
-            if session.step in self.config.checkpoint.branch_at:
-                self._keep_for_branches()
-            stopped_by, save = self.team.highest(stop.number, self._save_is_due())
-            if stopped_by and not last:
-                self._save()
-                name = signal.Signals(stopped_by).name
-                raise InterruptedRunError(
-                    f"{name} at step {session.step} of {plan.n_steps}; saved in "
-                    f"{self.directory}; run the same command to go on"
-                )
-            if save and not last:
-                self._save()
+            self.note_step()
+            self.save_or_stop(*self.team.highest(stop.number, self.save_is_due()))
+
+    def note_step(self) -> None:
+        """Log, evaluate and keep what is due after a step. Raises DivergedError."""
+        session = self.session
+        last = session.step == self.plan.n_steps
+        if last or session.step % self.log_every == 0:
+            self._log_step()
+        if not last and session.step % self.evaluate_every == 0:
+            self._log_evaluation()
+        if session.step in self.config.checkpoint.branch_at:
+            self._keep_for_branches()
+
+    def save_or_stop(self, stopped_by: int, save: int) -> None:
+        """Save where that is due or a signal came; the latter raises InterruptedRunError then."""
+        session = self.session
+        if session.step == self.plan.n_steps:
+            return
+        if stopped_by:
+            self._save()
+            name = signal.Signals(stopped_by).name
+            raise InterruptedRunError(
+                f"{name} at step {session.step} of {self.plan.n_steps}; saved in "
+                f"{self.directory}; run the same command to go on"
+            )
+        if save:
+            self._save()
 
     def _log_step(self) -> None:
         session = self.session
@@ -252,7 +272,8 @@ class _Run:
                 lambda: keep_state(self.directory, self.config, self.plan, data_id, state)
             )
 
-    def _save_is_due(self) -> bool:
+    def save_is_due(self) -> bool:
+        """Return whether a checkpoint is."""
         every = self.config.checkpoint.every_steps
         if every is not None and self.session.step % every == 0:
             return True

@@ -48,6 +48,7 @@ class Session:
         self.first_step = 0  # where a branch left its trunk
         self.seconds = {"setup": 0.0, "compile": 0.0, "train": 0.0, "evaluate": 0.0, "save": 0.0}
         self.tail_sum, self.tail_steps = 0.0, 0
+        self.stacked = 1  # runs that took their steps together with this one, itself included
         self.recent: list[Tensor] = []  # losses since the last row; read together, one sync
         self.grad_norm = torch.zeros(())
         self.model = Transformer(

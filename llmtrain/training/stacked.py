@@ -8,7 +8,6 @@ its state, checkpoint and record are those of a run alone.
 """
 
 import copy
-import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 
@@ -18,7 +17,7 @@ from torch.nn import functional
 
 from llmtrain.spec.check import check
 from llmtrain.spec.plan import PlanStage
-from llmtrain.spec.settings import TrainConfig
+from llmtrain.spec.stacking import stack_key
 from llmtrain.training.model import Transformer
 from llmtrain.training.optim import set_lr
 from llmtrain.training.runtime import compile_blocks
@@ -26,21 +25,6 @@ from llmtrain.training.session import Session
 from llmtrain.training.whole import WholeStep
 
 Batch = tuple[Tensor, Tensor]
-
-
-def stack_key(config: TrainConfig) -> TrainConfig | None:
-    """Return what two runs must share to be stacked: all but seed and rate; None for no such run.
-
-    Dropout would draw another run's masks, a trunk or a branch starts and stops by itself, and
-    several devices have other uses.
-    """
-    checkpoint, runtime = config.checkpoint, config.runtime
-    if config.model.dropout > 0 or checkpoint.branch_at or checkpoint.branch_from is not None:
-        return None
-    if runtime.parallel != "none":
-        return None
-    recipe = dataclasses.replace(config.recipe, lr_multiplier=1.0)
-    return dataclasses.replace(config, recipe=recipe, seed=0)
 
 
 def stack_models(models: Sequence[Transformer]) -> Transformer:
@@ -77,18 +61,19 @@ class Stack:
         """Join sessions at the same step. Raises ConfigError where they cannot be joined."""
         first = sessions[0]
         key = stack_key(first.config)
-        same = all(stack_key(session.config) == key for session in sessions)
+        same = all(
+            (stack_key(one.config), one.plan.stages, one.step)
+            == (key, first.plan.stages, first.step)
+            for one in sessions
+        )
         check(
-            key is not None and same and len({session.step for session in sessions}) == 1,
+            key is not None and same,
             f"{len(sessions)} runs that differ in more than seed and lr_multiplier, or stand at "
             "other steps, cannot be stacked; train them one by one",
         )
-        self.plan, self.config = first.plan, first.config
-        self._join(sessions)
-
-    def _join(self, sessions: Sequence[Session]) -> None:
-        """Bring the weights of all sessions into one memory, and make the step that uses it."""
-        self.sessions = list(sessions)
+        self.sessions, self.plan, self.config = list(sessions), first.plan, first.config
+        for session in sessions:
+            session.stacked = max(session.stacked, len(sessions))
         self.model = stack_models([session.model for session in sessions])
         if self.config.runtime.compile:
             compile_blocks(self.model.blocks)
@@ -132,10 +117,6 @@ class Stack:
                 done = self._update(stage, self._batches(stage))
             for session, (loss, norm) in zip(self.sessions, done, strict=True):
                 session.take(loss, norm)
-
-    def drop(self, lost: Session) -> None:
-        """Go on without a session; the others' weights, moments and clocks stay as they are."""
-        self._join([session for session in self.sessions if session is not lost])
 
     def _run(self, stage: PlanStage) -> None:
         """Do a step by the device's counters alone (whole.py)."""

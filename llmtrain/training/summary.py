@@ -65,6 +65,8 @@ def _memory_bytes(session: Session) -> int:
 def _joules(session: Session, energy: EnergyMeter) -> float | None:
     """Return the joules of all devices, or None where one of them measures none."""
     joules = energy.joules()
+    if joules is not None:
+        joules /= session.stacked  # the device worked for all of them
     mine = float("nan") if joules is None else joules
     if energy.source == "rapl" and session.team.local_rank > 0:
         mine = 0.0  # the counter is the machine's: its first process gives it
@@ -131,6 +133,7 @@ def make_record(
         energy_source=energy.source,
         hardware=runtime.hardware(session.device, config.runtime)
         | {"n_devices": str(session.team.n_devices), "parallel": config.runtime.parallel}
+        | {"stacked": str(session.stacked)}
         | {"micro_batch_tokens": str(config.runtime.micro_batch_tokens or plan.batch_tokens)},
         versions=runtime.versions(),
         metrics_sha256=metrics_sha256,
