@@ -104,8 +104,12 @@ class _Group:
         while len(self.runs) == len(stack.sessions) and self._is_under_way():
             stack.train_step()
             self.on_step()
+            if self.runs[0].note_is_due():
+                stack.settle()
             self._each(Run.note_step)
             due = any(run.save_is_due() for run in self.runs)
+            if due or stop.number:
+                stack.settle()
             self._each(functools.partial(Run.save_or_stop, stopped_by=stop.number, save=due))
 
     def _conclude(self, run: Run) -> None:

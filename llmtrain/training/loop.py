@@ -205,13 +205,17 @@ class Run:
             self.note_step()
             self.save_or_stop(*self.team.highest(stop.number, self.save_is_due()))
 
+    def note_is_due(self) -> bool:
+        """Return whether the step just done is logged."""
+        step = self.session.step
+        return step == self.plan.n_steps or step % self.log_every == 0
+
     def note_step(self) -> None:
         """Log, evaluate and keep what is due after a step. Raises DivergedError."""
         session = self.session
-        last = session.step == self.plan.n_steps
-        if last or session.step % self.log_every == 0:
+        if self.note_is_due():
             self._log_step()
-        if not last and session.step % self.evaluate_every == 0:
+        if session.step < self.plan.n_steps and session.step % self.evaluate_every == 0:
             self._log_evaluation()
         if session.step in self.config.checkpoint.branch_at:
             self._keep_for_branches()
@@ -266,6 +270,7 @@ class Run:
 
     def _keep_for_branches(self) -> None:
         data_id = self.corpus.manifest.data_id
+        self.session.settle()
         with self.session.timed("save"):
             state = self.session.state()
             self.team.lead(
@@ -280,6 +285,7 @@ class Run:
         return time.monotonic() - self.saved_at >= self.config.checkpoint.every_s
 
     def _save(self) -> None:
+        self.session.settle()
         with self.session.timed("save"):
             state = {"session": self.session.state(), "metrics": self.metrics.length()}
             self.team.lead(

@@ -82,6 +82,12 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
         block.compile(dynamic=False)
 
 
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done all it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
     """Return a seed for the random numbers of one step, so that resume needs no generator state.
 

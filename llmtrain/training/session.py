@@ -23,7 +23,7 @@ from llmtrain.training.optim import (
     set_lr,
 )
 from llmtrain.training.parallel import ALONE, Pass, Team
-from llmtrain.training.runtime import autocast, compile_blocks, step_seed
+from llmtrain.training.runtime import autocast, compile_blocks, step_seed, wait_for
 from llmtrain.training.whole import Tables, WholeStep, wants_graph
 
 TAIL = 0.95  # the reported training loss is the mean over the steps after this share of the run
@@ -169,11 +169,7 @@ class Session:
         with torch.random.fork_rng(devices):
             self._backward(stage, *self.batches.at(self.step, stage))
         self.optimizer.zero_grad(set_to_none=True)
-        self._wait()
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait_for(self.device)
 
     def _backward(self, stage: PlanStage, inputs: Tensor, targets: Tensor) -> Tensor:
         """Accumulate the gradient of the mean loss over the batch; return that loss, detached."""
@@ -215,10 +211,14 @@ class Session:
         """Return the mean loss over the last twentieth of the steps."""
         return self.tail_sum / self.tail_steps
 
+    def settle(self) -> None:
+        """Wait for the steps under way; the time is training's."""
+        with self.timed("train"):
+            wait_for(self.device)
+
     def evaluate(self) -> Evaluation:
         """Return the validation loss at full length; training's random numbers are not touched."""
-        with self.timed("train"):
-            self._wait()
+        self.settle()
         with self.timed("evaluate"), self._evaluating():
             return self.evaluator(self.model, self.autocast)
 

@@ -20,7 +20,7 @@ from llmtrain.spec.plan import PlanStage
 from llmtrain.spec.stacking import stack_key
 from llmtrain.training.model import Transformer
 from llmtrain.training.optim import set_lr
-from llmtrain.training.runtime import compile_blocks
+from llmtrain.training.runtime import compile_blocks, wait_for
 from llmtrain.training.session import Session
 from llmtrain.training.whole import WholeStep
 
@@ -117,6 +117,11 @@ class Stack:
                 done = self._update(stage, self._batches(stage))
             for session, (loss, norm) in zip(self.sessions, done, strict=True):
                 session.take(loss, norm)
+
+    def settle(self) -> None:
+        """Wait for the steps under way; the time is every session's."""
+        with self._shared("train"):
+            wait_for(self.sessions[0].device)
 
     def _run(self, stage: PlanStage) -> None:
         """Do a step by the device's counters alone (whole.py)."""

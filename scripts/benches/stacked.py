@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from edge import compose
 
 from benches import Bench, Facts, Seconds
@@ -14,7 +13,7 @@ from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.settings import build_run
-from llmtrain.training.runtime import pick_device
+from llmtrain.training.runtime import pick_device, wait_for
 from llmtrain.training.session import Session
 from llmtrain.training.stacked import Stack
 
@@ -72,8 +71,7 @@ def time_steps(keys: Mapping[str, int]) -> Seconds:
             for _ in range(WARM_UP):
                 for side in sides:
                     side.train_step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            wait_for(stack.sessions[0].device)
             seconds[name] += (time.perf_counter() - before) * (begin >= 0)
     for one, other in zip(alone, stacked, strict=True):
         if abs(one.drain_losses() / other.drain_losses() - 1.0) > TOLERANCE:
