@@ -128,12 +128,14 @@ class Session:
     def whole_step(self) -> WholeStep:
         """Return the step as a function of counters on the device, ready to be captured."""
         rates = [self.lr_at(step) for step in range(self.plan.n_steps)]
-        tables = Tables(self.plan, rates, self.batches, self.optimizer)
+        return WholeStep(
+            [Tables(self.plan, rates, self.batches, self.optimizer)], self._step_by_counters
+        )
 
-        def run(stage: PlanStage) -> None:
-            tables.note(*self.update(stage, *tables.batch(stage)))
-
-        return WholeStep([tables], run)
+    def _step_by_counters(self, stage: PlanStage) -> None:
+        assert self.whole is not None
+        (tables,) = self.whole.tables
+        tables.note(*self.update(stage, *tables.batch(stage)))
 
     def warm_up(self) -> Iterator[None]:
         """Compile and capture all that the rest of the run needs, largest first; yield after each.

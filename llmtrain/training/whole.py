@@ -5,6 +5,7 @@ blocks, which rate, where the loss goes) is therefore looked up on the device, b
 """
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -88,8 +89,11 @@ class WholeStep:
     """Steps of a run, or of several at once, that read nothing from the host."""
 
     def __init__(self, tables: Sequence[Tables], run: Callable[[PlanStage], None]) -> None:
-        """`run` does the step under the cursors of all tables, and moves them."""
-        self.tables, self.run = list(tables), run
+        """`run`, a method, does the step under the cursors of all tables, and moves them.
+
+        Its owner keeps this object, and is freed with all its memory as soon as nobody keeps it.
+        """
+        self.tables, self.method = list(tables), weakref.WeakMethod(run)
         self.device = self.tables[0].device
         self.at = -1  # where the cursors stand, as far as the host knows
         self.graphs: dict[PlanStage, torch.cuda.CUDAGraph] = {}
@@ -105,6 +109,12 @@ class WholeStep:
         else:
             self.run(stage)
         self.at += 1
+
+    def run(self, stage: PlanStage) -> None:
+        """Do the step under the cursors as it is."""
+        method = self.method()
+        assert method is not None
+        method(stage)
 
     def capture(self, step: int, stage: PlanStage) -> None:
         """Record the step of a stage; weights and moments are as before. On a CPU: rehearse it."""

@@ -11,6 +11,7 @@ from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.plan import plan_run
 from llmtrain.training import runtime
 from llmtrain.training.session import Session
+from llmtrain.training.stacked import Stack
 
 pytestmark = [
     pytest.mark.slow,
@@ -82,6 +83,26 @@ def test_a_length_warmup_compiles_each_length_once_before_the_first_step(make, c
     _, _, eager, eager_evaluation = train(session(make, corpus, WARMED))
     torch.testing.assert_close(losses, eager, rtol=2e-4, atol=0.0)
     assert evaluation == pytest.approx(eager_evaluation, rel=2e-4)
+
+
+def test_a_stack_compiles_once_for_all_its_runs_and_depths(make, corpus):
+    runs = [{"seed": 0}, {"seed": 1, "recipe.lr_multiplier": 0.3}]
+    for depth, expected in ((2, 2), (4, 0)):
+        changes = {"model.n_layers": depth, "runtime.compile": True}
+        stack = Stack([session(make, corpus, changes | run) for run in runs])
+        for _ in stack.warm_up():
+            pass
+        assert counters["stats"]["unique_graphs"] == expected
+        while stack.step < stack.plan.n_steps:
+            stack.train_step()
+        for one in stack.sessions:
+            one.evaluate()
+        assert counters["stats"]["unique_graphs"] == expected
+        counters.clear()
+        assert stack.sessions[1].seconds["compile"] > 0
+        for found, run in zip(stack.sessions, runs, strict=True):
+            *_, losses, _ = train(session(make, corpus, {"model.n_layers": depth} | run))
+            torch.testing.assert_close(torch.stack(found.recent), losses, rtol=2e-4, atol=0.0)
 
 
 def test_more_graphs_than_allowed_are_an_error(make, corpus, monkeypatch):

@@ -1,7 +1,9 @@
 """Runs stepped as one are the runs alone: seeds, rates and data orders at one shape."""
 
 import copy
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -123,6 +125,21 @@ def test_a_stack_by_the_devices_counters_is_the_stack(make, corpus, changes):
     steps(Stack(one[1:]), 3)
     steps(Stack(other[1:]), 3)
     assert torch.equal(torch.stack(one[2].recent), torch.stack(other[2].recent))
+
+
+def test_memory_is_free_as_soon_as_nobody_holds_it(make, corpus):
+    gc.disable()  # a GPU's memory would not wait for it either
+    try:
+        made = sessions(make, corpus, {})
+        for one in made:
+            by_counters(one)
+        stack = Stack(made)
+        steps(stack, 2)
+        held = [weakref.ref(p) for p in (*stack.model.parameters(), *made[0].model.parameters())]
+        del stack, made, one
+        assert [ref() for ref in held] == [None] * len(held)
+    finally:
+        gc.enable()
 
 
 def test_logits_and_losses_are_the_models_own(make, corpus):
