@@ -19,6 +19,8 @@ FREE = {
     "runtime.peak_tflops": [None, 100.0],
     "runtime.parallel": ["none", "ddp", "fsdp"],
     "runtime.memory_gb": [None, 80.0],
+    "runtime.cuda_graph": ["off", "auto"],
+    "runtime.stack": [1, 8],
     "checkpoint.every_s": [3600.0, 60.0],
     "checkpoint.every_steps": [None, 7],
     "checkpoint.keep": [2, 3],
