@@ -41,6 +41,7 @@ def train_group(
             tell = functools.partial(on_progress, name)
             manifest = corpus.manifest
             try:
+                runtime.refuse_missing_gpu(config.runtime)
                 plan = plan_run(
                     config,
                     vocab_size=manifest.vocab_size,

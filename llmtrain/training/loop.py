@@ -53,6 +53,7 @@ def train(
         unique_tokens=corpus.manifest.train.n_tokens,
     )
     check_branches(config, plan)
+    runtime.refuse_missing_gpu(config.runtime)
     with joined(config.runtime) as team, contextlib.ExitStack() as held:
         found = open_run(config, corpus, plan, team, held, on_progress, on_step)
         return found.finish() if isinstance(found, Run) else found
@@ -269,12 +270,12 @@ class Run:
         self.mirror.log(row)
 
     def _keep_for_branches(self) -> None:
-        data_id = self.corpus.manifest.data_id
-        self.session.settle()
-        with self.session.timed("save"):
+        with self.session.saving():
             state = self.session.state()
             self.team.lead(
-                lambda: keep_state(self.directory, self.config, self.plan, data_id, state)
+                lambda: keep_state(
+                    self.directory, self.config, self.plan, self.corpus.manifest.data_id, state
+                )
             )
 
     def save_is_due(self) -> bool:
@@ -285,8 +286,7 @@ class Run:
         return time.monotonic() - self.saved_at >= self.config.checkpoint.every_s
 
     def _save(self) -> None:
-        self.session.settle()
-        with self.session.timed("save"):
+        with self.session.saving():
             state = {"session": self.session.state(), "metrics": self.metrics.length()}
             self.team.lead(
                 lambda: save_checkpoint(

@@ -47,14 +47,24 @@ def pick_device(config: RuntimeConfig) -> torch.device:
     Raises ConfigError where a GPU is asked for and there is none.
     """
     has_gpu = torch.cuda.is_available()
-    if config.device == "cuda" and not has_gpu:
-        raise ConfigError("runtime.device=cuda, but torch sees no GPU; use runtime.device=auto")
+    refuse_missing_gpu(config)
     torch.set_num_threads(config.n_threads)
     torch.set_flush_denormal(True)
     if config.device == "cpu" or not has_gpu:
         return torch.device("cpu")
     torch.set_float32_matmul_precision("high")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def refuse_missing_gpu(config: RuntimeConfig) -> None:
+    """Raise ConfigError where a setting asks for a GPU and there is none."""
+    if torch.cuda.is_available():
+        return
+    for key, value, remedy in (("device", "cuda", "auto"), ("cuda_graph", "on", "off")):
+        if getattr(config, key) == value:
+            raise ConfigError(
+                f"runtime.{key}={value}, but torch sees no GPU; use runtime.{key}={remedy}"
+            )
 
 
 def autocast(

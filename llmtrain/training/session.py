@@ -218,6 +218,13 @@ class Session:
         with self.timed("train"):
             wait_for(self.device)
 
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Add the time of a `with` block to the saving, and no step's that is under way."""
+        self.settle()
+        with self.timed("save"):
+            yield
+
     def evaluate(self) -> Evaluation:
         """Return the validation loss at full length; training's random numbers are not touched."""
         self.settle()
