@@ -48,7 +48,7 @@ class Session:
         self.first_step = 0  # where a branch left its trunk
         self.seconds = {"setup": 0.0, "compile": 0.0, "train": 0.0, "evaluate": 0.0, "save": 0.0}
         self.tail_sum, self.tail_steps = 0.0, 0
-        self.stacked = 1  # runs that took their steps together with this one, itself included
+        self.stacked = 1  # runs that took steps together with this one, itself included, at most
         self.recent: list[Tensor] = []  # losses since the last row; read together, one sync
         self.grad_norm = torch.zeros(())
         self.model = Transformer(
@@ -248,6 +248,7 @@ class Session:
             "optimizer": self.team.whole_state(portable_state(self.optimizer)),
             "step": self.step,
             "first_step": self.first_step,
+            "stacked": self.stacked,
             "seconds": self.seconds,
             "tail": [self.tail_sum, self.tail_steps],
             "recent": list(self.recent),
@@ -262,6 +263,7 @@ class Session:
             self.whole.forget()  # the moments lie elsewhere now
         self.step = state["step"]
         self.first_step = state.get("first_step", 0)
+        self.stacked = state.get("stacked", 1)
         self.seconds.update(state["seconds"])
         self.tail_sum, self.tail_steps = state["tail"]
         self.recent = [loss.to(self.device) for loss in state["recent"]]

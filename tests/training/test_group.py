@@ -95,7 +95,7 @@ def test_a_stopped_group_goes_on_together_or_alone(cells, corpus, alone):
         assert all(isinstance(end, InterruptedRunError) for end in ends.values())
         for config in together:
             assert read_state(run_directory(config))[0] == "stopped"
-    train(together[1], corpus)
+    assert train(together[1], corpus).hardware["stacked"] == "3"  # for a part of its steps
     ends = train_group(together, corpus)
     assert len(ends) == 2
     for config, expected in zip(together, alone, strict=True):
