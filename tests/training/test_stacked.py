@@ -99,6 +99,16 @@ def test_a_replica_is_the_run_alone(make, corpus, changes):
         assert_close(found, expected, rtol=5e-6)  # 1e-6 seen, after 25 to 40 steps
 
 
+def test_a_stack_in_bfloat16_stays_near_its_runs(make, corpus):
+    changes = GPT2 | MODERN | {"runtime.dtype": "bfloat16"}
+    stacked, alone = (sessions(make, corpus, changes) for _ in range(2))
+    steps(Stack(stacked), 20)
+    for found, expected in zip(stacked, alone, strict=True):
+        steps(expected, 20)
+        losses = (torch.stack(made.recent) for made in (found, expected))
+        torch.testing.assert_close(*losses, rtol=1e-2, atol=0.0)
+
+
 def test_a_stack_of_one_is_the_run_alone(make, corpus):
     (stacked,), alone = sessions(make, corpus, {}, [{}]), session(make, corpus, {})
     steps(Stack([stacked]), 20)
