@@ -23,6 +23,8 @@ Keys:
   what=pool         the same tiny cells in warm workers and in a process each (cells=12, steps=50)
   what=peer         the demo's shapes, batches and text beside nanoGPT's own loop, which is checked
                     out at peer=PATH
+  what=stacked      runs of one shape stepped as one, and one after another (replicas=4, width=64,
+                    layers=2, tokens=2048, steps=20)
   what=tracking     one run of a minute with and without wandb
   what=energy       joules and CO2e of one run by llmtrain and by codecarbon (gigaflops=1000,
                     region=FRA); needs pip install -e '.[carbon]'
@@ -54,7 +56,10 @@ from llmtrain.spec.disk import write_whole
 from llmtrain.spec.errors import ConfigError
 
 # Modules of benches/; each holds a BENCH.
-PARTS = ("step", "run", "sweep", "cost", "pool", "analysis", "peer", "tracking", "energy")
+PARTS = (
+    *("step", "run", "sweep", "cost", "pool"),
+    *("analysis", "peer", "stacked", "tracking", "energy"),
+)
 COMMON = {"what": "analysis", "repeats": "3", "out": ""}
 
 

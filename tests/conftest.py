@@ -110,6 +110,8 @@ RAW: dict[str, Any] = {
         "activation_checkpointing": False,
         "peak_tflops": None,
         "parallel": "none",
+        "cuda_graph": "off",
+        "stack": 1,
         "memory_gb": None,
         "hang_s": None,
     },

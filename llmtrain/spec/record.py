@@ -93,7 +93,7 @@ class RunRecord:
     energy_source: str
     """nvml or rapl (a counter, this run's share of it), estimated (time x rated power), none."""
     hardware: dict[str, str]
-    """Of one device, and how many there were: n_devices."""
+    """Of one device, and how many there were: n_devices; stacked: runs that shared it as one."""
     versions: dict[str, str]
     metrics_sha256: str
     """Hash of metrics.jsonl."""

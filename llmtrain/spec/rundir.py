@@ -122,6 +122,12 @@ def read_state(directory: Path) -> tuple[str, str | None]:
         return "planned", None
 
 
+def note_done(directory: Path) -> None:
+    """Note that a run is done, where that has not been noted: after a kill behind its record."""
+    if read_state(directory)[0] != "done":
+        write_state(directory, "done")
+
+
 def begin(directory: Path, config: TrainConfig, plan: RunPlan, data_id: str) -> None:
     """Write config.json and plan.json, or check that they describe this very run.
 

@@ -57,6 +57,10 @@ class RuntimeConfig:
     """Peak of one device for MFU, in TFLOP/s; null looks it up, or leaves MFU out."""
     parallel: Literal["none", "ddp", "fsdp"]
     """One run over the processes that torchrun starts: replicas (ddp) or shards (fsdp)."""
+    cuda_graph: Literal["auto", "on", "off"]
+    """Replay each step as one CUDA graph; auto: wherever that can be done."""
+    stack: int
+    """At most so many cells of a sweep that differ in seed or rate alone are trained as one."""
     memory_gb: float | None
     """Memory of one device in GB (1e9 bytes): refuse runs estimated to need more; null: unknown."""
     hang_s: float | None
@@ -66,6 +70,7 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         """Refuse counts below one."""
         check_between("runtime.n_threads", self.n_threads, 1, 4096)
+        check_between("runtime.stack", self.stack, 1, 256)
         for field in ("micro_batch_tokens", "peak_tflops", "memory_gb", "hang_s"):
             if getattr(self, field) is not None:
                 check_positive(f"runtime.{field}", getattr(self, field))
@@ -178,8 +183,26 @@ class TrainConfig:
             f"evaluation.n_tokens={self.evaluation.n_tokens} must hold two rows of "
             f"seq_len.seq_len={self.seq_len.seq_len}: one row has no standard error",
         )
+        reason = refused_by_graph(self)
+        check(
+            self.runtime.cuda_graph != "on" or reason is None,
+            f"runtime.cuda_graph=on does not go with {reason}; use runtime.cuda_graph=off",
+        )
         if self.checkpoint.branch_at or self.checkpoint.branch_from is not None:
             check_branching("checkpoint.branch_at or branch_from", self.schedule)
+
+
+def refused_by_graph(config: TrainConfig) -> str | None:
+    """Return the setting for which a step cannot be captured as a CUDA graph, or None."""
+    if config.runtime.device == "cpu":
+        return "runtime.device=cpu"
+    if config.runtime.parallel != "none":
+        return f"runtime.parallel={config.runtime.parallel}"
+    if config.model.dropout > 0:  # its seed is set anew on the host for every step
+        return f"model.dropout={config.model.dropout:g}"
+    if config.optimizer.name not in ("adamw", "adam"):  # their rate is a number of the host's
+        return f"optimizer.name={config.optimizer.name}"
+    return None
 
 
 def check_branching(field: str, schedule: ScheduleConfig) -> None:

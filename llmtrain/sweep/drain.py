@@ -27,7 +27,8 @@ from llmtrain.sweep.ledger import (
     release_branches,
 )
 from llmtrain.sweep.pool import Watcher, run_jobs
-from llmtrain.sweep.process import Job, Outcome, Report, Slot, Work
+from llmtrain.sweep.process import Job, Outcome, Report, Slot, Work, by_part
+from llmtrain.sweep.stacks import stack_jobs
 
 KILLED_BY_STOP = tuple(f"killed by {number.name}" for number in SCHEDULER_SIGNALS)
 LOOK_EVERY_S = 0.5  # at cells that other processes hold
@@ -139,8 +140,11 @@ def drain(
         with handled(SCHEDULER_SIGNALS, interrupt):  # the pool then lets its workers save
             # Each look takes up what another process held in the one before and then gave back.
             while unsettled := _unsettled(jobs, recorder):
-                if free := [jobs[path] for path in unsettled if _is_free(path, jobs[path])]:
-                    run_jobs(free, functools.partial(take, work), slots, recorder, hang_s=hang_s)
+                if free := [path for path in unsettled if _is_free(path, jobs[path])]:
+                    together = stack_jobs({path: jobs[path] for path in free}, configs)
+                    run_jobs(
+                        together, functools.partial(take, work), slots, recorder, hang_s=hang_s
+                    )
                     if _unsettled(jobs, recorder) == unsettled:  # others took them all
                         time.sleep(LOOK_EVERY_S)
                 elif wait:
@@ -158,9 +162,15 @@ def drain(
 
 def take(work: Work, payload: dict[str, Any], report: Report) -> dict[str, Any]:
     """Do one cell in a worker unless another process came first. Raises TakenError."""
-    directory = run_directory(build(TrainConfig, payload["config"]))
-    if is_done(directory) or is_passed_by(directory):
+    raw = payload.get("stack") or [payload["config"]]
+    paths = [run_directory(build(TrainConfig, config)) for config in raw]
+    settled = [is_done(path) or is_passed_by(path) for path in paths]
+    directory = paths[0]
+    if all(settled):
         raise TakenError(f"{directory} was finished by another process")
+    if "stack" in payload:
+        left = zip(raw, settled, strict=True)
+        payload = {"stack": [config for config, is_settled in left if not is_settled]}
     signs_of_life = 0
 
     def counted(progress: dict[str, Any]) -> None:
@@ -184,15 +194,26 @@ class _Recorder(SweepWatcher):
         self.ended_here: dict[str, Outcome] = {}
 
     def started(self, job: Job) -> None:
-        self.watcher.started(job)
+        for part in job.parts or (job,):
+            self.watcher.started(part)
 
     def reported(self, job: Job, progress: dict[str, Any]) -> None:
-        self.watcher.reported(job, progress)
+        for part in job.parts or (job,):
+            if progress.get("cell", part.name) == part.name:
+                self.watcher.reported(part, progress)
 
     def stopping(self) -> None:
         self.watcher.stopping()
 
     def ended(self, outcome: Outcome) -> None:
+        for part in by_part(outcome):
+            if not outcome.job.parts or part.error is None or not self._is_done(part.job):
+                self._ended(part)
+
+    def _is_done(self, job: Job) -> bool:
+        return is_done(self.directories[job.name])
+
+    def _ended(self, outcome: Outcome) -> None:
         if outcome.exit_code == RunLockedError.exit_code:
             return  # another process has it
         if outcome.way == DiskError.__name__:  # no cell's fault, and the others would meet it too

@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -47,6 +47,8 @@ class Job:
     """Name of a job of the same pool to wait for, until it has ended or `ready` says so."""
     ready: Callable[[], bool] | None = None
     """Whether what the job needs of the one it waits for is there already."""
+    parts: "tuple[Job, ...]" = ()
+    """The jobs that this one does together; its result has theirs, by name, under "cells"."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +65,20 @@ class Outcome:
     """How it failed: the class of the error, or DIED; None where it did not."""
     stack: str | None = None
     """Where its threads were when it was killed for hanging, or crashed."""
+
+
+def by_part(outcome: Outcome) -> list[Outcome]:
+    """Return the outcome of every job that a job did: its own, or that of each of its parts.
+
+    A part that the result does not name ended elsewhere.
+    """
+    parts = outcome.job.parts
+    if not parts:
+        return [outcome]
+    if outcome.result is None:
+        return [replace(outcome, job=part) for part in parts]
+    ends = outcome.result["cells"]
+    return [Outcome(job=part, **ends[part.name]) for part in parts if part.name in ends]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,13 +4,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llmtrain.corpus.shards import BlockOrder, Corpus, validation_starts
 from llmtrain.spec.errors import MismatchError
-from llmtrain.spec.plan import RunPlan
+from llmtrain.spec.plan import PlanStage, RunPlan
 
 RESIDENT_SHARE = 0.25  # of a GPU's memory that the tokens may take
+
+
+Starts = NDArray[np.int64]
+
+_KEPT: dict[torch.device, tuple[Any, Tensor]] = {}
+"""By device: the last tokens that were brought there, for the next run of a warm worker."""
+
+
+def resident(tokens: Any, device: torch.device) -> Tensor:
+    """Return a token array on the device; the copy is kept until another array is asked for."""
+    if device not in _KEPT or _KEPT[device][0] is not tokens:
+        _KEPT.pop(device, None)  # its memory, before the next is taken
+        # int32: not every CUDA kernel takes unsigned 16-bit indices.
+        whole = torch.from_numpy(np.asarray(tokens[:]).astype(np.int32))
+        _KEPT[device] = (tokens, whole.to(device))
+    return _KEPT[device][1]
 
 
 class TokenSource:
@@ -23,22 +40,30 @@ class TokenSource:
         if device.type == "cuda":
             memory = torch.cuda.get_device_properties(device).total_memory
             if 4 * len(tokens) <= RESIDENT_SHARE * memory:
-                # int32: not every CUDA kernel takes unsigned 16-bit indices.
-                whole = np.asarray(tokens[:]).astype(np.int32)
-                self.resident = torch.from_numpy(whole).to(device)
+                self.resident = resident(tokens, device)
 
-    def rows(
-        self, starts: np.ndarray[Any, np.dtype[np.int64]], length: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets, both int64 of shape (len(starts), length), on the device."""
-        offsets = starts[:, None] + np.arange(length + 1)
+    def rows(self, starts: Starts | Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets, both int64 of shape (len(starts), length), on the device.
+
+        `starts` may lie on the device already where the tokens do: then nothing is sent.
+        """
         if self.resident is not None:
-            window = self.resident[torch.from_numpy(offsets).to(self.device, non_blocking=True)]
-            window = window.long()
+            if not isinstance(starts, Tensor):
+                starts = _sent(torch.from_numpy(starts), self.device)
+            within = torch.arange(length + 1, device=self.device)
+            window = self.resident[starts[:, None] + within].long()
         else:
+            offsets = np.asarray(starts)[:, None] + np.arange(length + 1)
             window = torch.from_numpy(np.asarray(self.tokens[offsets]).astype(np.int64))
-            window = window.to(self.device, non_blocking=True)
+            window = _sent(window, self.device)
         return window[:, :-1], window[:, 1:]
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a copy on the device that the host does not wait for: from memory that stays put."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class Batches:
@@ -47,19 +72,23 @@ class Batches:
     def __init__(self, corpus: Corpus, plan: RunPlan, seed: int, device: torch.device) -> None:
         n_tokens = corpus.manifest.train.n_tokens
         self.plan = plan
+        self.blocks = plan.batch_tokens // plan.block_len
+        """Corpus blocks that every step reads."""
         self.source = TokenSource(corpus.train, device)
         self.order = BlockOrder(n_tokens=n_tokens, block_len=plan.block_len, seed=seed)
 
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return (inputs, targets) of step `step`, both of shape (rows, row_len) of its stage.
+    def at(self, step: int, stage: PlanStage | None = None) -> tuple[Tensor, Tensor]:
+        """Return (inputs, targets) of step `step`, both (rows, row_len) of `stage`, or its own."""
+        stage = self.plan.shape_at(step) if stage is None else stage
+        return self.cut(self.order.starts(step * self.blocks, self.blocks), stage)
+
+    def cut(self, starts: Starts | Tensor, stage: PlanStage) -> tuple[Tensor, Tensor]:
+        """Return (inputs, targets) of a step whose blocks lie at `starts`.
 
         Every step reads the same number of blocks, so the order of the text does not depend on
         the stages: reshape cuts a block into shorter rows, truncate keeps each block's beginning.
         """
-        stage = self.plan.shape_at(step)
-        blocks = self.plan.batch_tokens // self.plan.block_len
-        starts = self.order.starts(step * blocks, blocks)
-        if stage.rows == blocks:  # full rows, a window over full rows, or truncated rows
+        if stage.rows == self.blocks:  # full rows, a window over full rows, or truncated rows
             return self.source.rows(starts, stage.row_len)
         inputs, targets = self.source.rows(starts, self.plan.block_len)
         shape = (stage.rows, stage.row_len)

@@ -1,6 +1,9 @@
 """The parts of the transformer: linear layers, norms, rotary positions, attention, MLP, block.
 
-Letters on tensors: B batch, T time, D width, H heads, K head width, F MLP width.
+Letters on tensors: B batch, T time, D width, H heads, K head width, F MLP width, R replicas.
+
+Every parameter may have a leading axis of R replicas (stacked.py): then the batch holds R equal
+parts in the same order, and each part meets its own replica's weights.
 """
 
 import math
@@ -11,6 +14,28 @@ from torch.nn import functional
 
 from llmtrain.spec.config import ModelConfig
 from llmtrain.training import mup
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x W^T + b over the last axis; a stack of matrices as one batched product."""
+    if weight.ndim == 2:
+        return functional.linear(x, weight, bias)
+    x_RND, weight_RDF = x.reshape(len(weight), -1, x.shape[-1]), weight.transpose(1, 2)
+    if bias is None:
+        y_RNF = torch.bmm(x_RND, weight_RDF)
+    else:
+        y_RNF = torch.baddbmm(bias.unsqueeze(1), x_RND, weight_RDF)
+    y: Tensor = y_RNF.view(*x.shape[:-1], -1)
+    return y
+
+
+def scaled(x: Tensor, gain: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x times a stack's gains, each replica's over its part of the batch, plus biases."""
+    y = x.unflatten(0, (len(gain), -1)) * gain[:, None, None]
+    if bias is not None:
+        y = y + bias[:, None, None]
+    whole: Tensor = y.flatten(0, 1)
+    return whole
 
 
 class Linear(nn.Linear):
@@ -25,6 +50,10 @@ class Linear(nn.Linear):
         for parameter in self.parameters(recurse=False):
             nn.init.constant_(parameter, math.nan)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the last axis."""
+        return linear(x, self.weight, self.bias)
+
 
 class Embedding(nn.Embedding):
     """A lookup table whose rows come from `Transformer.init_weights` alone."""
@@ -33,12 +62,51 @@ class Embedding(nn.Embedding):
         """Fill with NaN, as Linear does."""
         nn.init.constant_(self.weight, math.nan)
 
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Return the row of every token; shape (B, T, D)."""
+        if self.weight.ndim == 2:
+            return super().forward(tokens_BT)
+        n_replicas, n_rows, _ = self.weight.shape
+        first_R11 = n_rows * torch.arange(n_replicas, device=tokens_BT.device).view(-1, 1, 1)
+        row_BT = (tokens_BT.unflatten(0, (n_replicas, -1)) + first_R11).flatten(0, 1)
+        return functional.embedding(row_BT, self.weight.flatten(0, 1))
+
+    def added_to(self, x_BTD: Tensor) -> Tensor:
+        """Return x plus row t of the table at time t."""
+        n_tokens = x_BTD.shape[1]
+        if self.weight.ndim == 2:
+            return x_BTD + self.weight[:n_tokens]
+        x_RBTD = x_BTD.unflatten(0, (len(self.weight), -1))
+        added: Tensor = (x_RBTD + self.weight[:, None, :n_tokens]).flatten(0, 1)
+        return added
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, of one model or of a stack."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norm over the last axis."""
+        if self.weight.ndim == 1:
+            return super().forward(x)
+        return scaled(functional.rms_norm(x, self.normalized_shape, eps=self.eps), self.weight)
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's, of one model or of a stack."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norm over the last axis."""
+        if self.weight.ndim == 1:
+            return super().forward(x)
+        normed = functional.layer_norm(x, self.normalized_shape, eps=self.eps)
+        return scaled(normed, self.weight, self.bias)
+
 
 def build_norm(config: ModelConfig) -> nn.Module:
     """Return the norm over the width that the configuration names."""
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.d_model, eps=1e-6)
-    return nn.LayerNorm(config.d_model, eps=1e-5, bias=config.bias)
+        return RMSNorm(config.d_model, eps=1e-6)
+    return LayerNorm(config.d_model, eps=1e-5, bias=config.bias)
 
 
 def rotary_tables(seq_len: int, d_head: int, base: float) -> tuple[Tensor, Tensor]:
@@ -86,7 +154,9 @@ class Attention(nn.Module):
         qkv = self.qkv(x_BTD).view(B, T, 3, self.n_heads, self.d_head)
         qk, v_BT1HK = qkv.split((2, 1), dim=2)
         if self.qk_gain is not None:
-            qk = functional.rms_norm(qk, (self.d_head,), eps=1e-6) * self.qk_gain
+            qk = functional.rms_norm(qk, (self.d_head,), eps=1e-6)
+            stacked = self.qk_gain.ndim == 4
+            qk = scaled(qk, self.qk_gain) if stacked else qk * self.qk_gain
         if rotary is not None:
             qk = rotate(qk, *rotary)
         # Gains and tables are float32; under autocast the kernel wants one dtype for all three.

@@ -1,15 +1,18 @@
 """A run that does not fit the device is trained again in smaller passes: same batch, same loss."""
 
 import dataclasses
+import functools
 import gc
+from collections.abc import Sequence
 
 import torch
 
 from llmtrain.corpus.shards import Corpus
-from llmtrain.spec.errors import OutOfMemoryError
-from llmtrain.spec.plan import plan_run
+from llmtrain.spec.errors import InterruptedRunError, LlmtrainError, OutOfMemoryError
+from llmtrain.spec.plan import plan_run, run_id
 from llmtrain.spec.record import RunRecord
 from llmtrain.spec.settings import TrainConfig
+from llmtrain.training.group import Ends, GroupHook, train_group
 from llmtrain.training.loop import train
 from llmtrain.training.progress import ProgressHook, StepHook
 from llmtrain.training.runtime import is_out_of_memory, warn
@@ -35,11 +38,42 @@ def train_in_memory(
             if config.runtime.parallel != "none" or not is_out_of_memory(error):
                 raise
             config = smaller_passes(config, corpus.manifest.vocab_size)
-        # Here the error and its frames, which held the tensors, are gone.
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _free()  # here the error and its frames, which held the tensors, are gone
         warn(f"out of memory; again with {config.runtime.micro_batch_tokens} tokens a pass")
+
+
+def train_group_in_memory(
+    configs: Sequence[TrainConfig],
+    corpus: Corpus,
+    *,
+    on_progress: GroupHook,
+    on_step: StepHook,
+) -> Ends:
+    """Train runs as one as `train_group` does; where memory runs out, one after another."""
+    try:
+        return train_group(configs, corpus, on_progress=on_progress, on_step=on_step)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    _free()
+    warn(f"out of memory with {len(configs)} runs as one; again, one after another")
+    ends: Ends = {}
+    for config in configs:
+        name = run_id(config)
+        tell = functools.partial(on_progress, name)
+        try:
+            ends[name] = train_in_memory(config, corpus, on_progress=tell, on_step=on_step)
+        except InterruptedRunError:
+            raise
+        except LlmtrainError as error:
+            ends[name] = error
+    return ends
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def smaller_passes(config: TrainConfig, vocab_size: int) -> TrainConfig:

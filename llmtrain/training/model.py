@@ -19,6 +19,7 @@ from llmtrain.training.layers import (
     Embedding,
     Linear,
     build_norm,
+    linear,
     rotary_tables,
     window_mask,
 )
@@ -74,18 +75,25 @@ class Transformer(nn.Module):
         x_BTD: Tensor = self.embedding(tokens_BT)
         rotary = None
         if self.position is not None:
-            x_BTD = x_BTD + self.position.weight[:n_tokens]
+            x_BTD = self.position.added_to(x_BTD)
         else:
             rotary = (self.get_buffer("cos")[:n_tokens], self.get_buffer("sin")[:n_tokens])
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
-                x_BTD = checkpoint(block, x_BTD, rotary, mask_TT, use_reentrant=False)
+                x_BTD = checkpoint(
+                    block,
+                    x_BTD,
+                    rotary,
+                    mask_TT,
+                    use_reentrant=False,
+                    preserve_rng_state=self.config.dropout > 0,  # a CUDA graph cannot read it
+                )
             else:
                 x_BTD = block(x_BTD, rotary, mask_TT)
         x_BTD = self.final_norm(x_BTD)
         if self.output_scale != 1.0:  # on the stream, not the logits: D is smaller than V
             x_BTD = x_BTD * self.output_scale
-        return functional.linear(x_BTD, self.head_weight)
+        return linear(x_BTD, self.head_weight)
 
     @property
     def head_weight(self) -> Tensor:

@@ -11,6 +11,7 @@ from llmtrain.training.model import Transformer
 from llmtrain.training.mup import width_multiplier
 
 ParamGroup = dict[str, Any]
+MACHINES_OWN = ("lr", "capturable")  # how a group's rate is kept and its step done here
 
 
 class Hyper(Protocol):
@@ -119,12 +120,18 @@ def parameter_groups(
 
 
 def build_optimizer(
-    model: Transformer, config: OptimizerConfig, hyper: Hyper, *, fused: bool
+    model: Transformer,
+    config: OptimizerConfig,
+    hyper: Hyper,
+    *,
+    fused: bool,
+    capturable: bool = False,
 ) -> UpdateRule:
     """Return the update rule over all parameters of the model.
 
     `fused` picks torch's one-kernel step where the rule has one (AdamW, Adam, the AdamW beside
-    Muon). Adam is without decay, whatever the recipe says; NAdam's decay is decoupled, as AdamW's.
+    Muon); `capturable` lets a CUDA graph record it (AdamW and Adam, on a GPU alone). Adam is
+    without decay, whatever the recipe says; NAdam's decay is decoupled, as AdamW's.
     Sources: Loshchilov and Hutter 2019 (arXiv 1711.05101) for AdamW; Liu et al. 2025 (arXiv
     2502.16982), section 2.2, for Muon's update, scaled to the root mean square of AdamW's.
     """
@@ -135,10 +142,10 @@ def build_optimizer(
     matrix_optimizer = "muon" if config.name == "muon" else "adam"
     groups = parameter_groups(model, hyper, matrix_optimizer=matrix_optimizer)
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, fused=fused, **adam)
+        return torch.optim.AdamW(groups, fused=fused, capturable=capturable, **adam)
     if config.name == "adam":
         undecayed = [{**group, "weight_decay": 0.0} for group in groups]
-        return torch.optim.Adam(undecayed, fused=fused, **adam)
+        return torch.optim.Adam(undecayed, fused=fused, capturable=capturable, **adam)
     if config.name == "nadam":
         return torch.optim.NAdam(groups, decoupled_weight_decay=True, **adam)
     hidden, rest = groups[:1], groups[1:]
@@ -153,6 +160,35 @@ def set_lr(optimizer: UpdateRule, lr: float) -> None:
     """Give every group the schedule's rate times its own scale."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+def portable_state(optimizer: UpdateRule) -> dict[str, Any]:
+    """Return an optimizer's state without what is this machine's: rates are numbers again."""
+    state = optimizer.state_dict()
+    if "param_groups" in state:
+        state["param_groups"] = [
+            {**group, "lr": float(group["lr"]), "capturable": False}
+            if isinstance(group["lr"], Tensor)
+            else group
+            for group in state["param_groups"]
+        ]
+    return state
+
+
+def load_state(optimizer: UpdateRule, state: dict[str, Any]) -> None:
+    """Continue from a state; how rates are kept and steps are done stays this machine's own."""
+    mine: list[ParamGroup] = [
+        {name: group[name] for name in MACHINES_OWN if name in group}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, mine, strict=True):
+        rate = group["lr"]
+        group.update(settings)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(float(rate))
+        else:
+            group["lr"] = rate
 
 
 def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:

@@ -1,6 +1,7 @@
 """What a run tells whoever watches it."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -19,3 +20,16 @@ class Progress:
 
 ProgressHook = Callable[[Progress], None]
 StepHook = Callable[[], None]
+
+
+def progress_of(row: Mapping[str, float | int], n_steps: int) -> Progress:
+    """Return what a row of training metrics says of a run of `n_steps`."""
+    return Progress(
+        step=int(row["step"]),
+        n_steps=n_steps,
+        loss=row.get("train/loss", math.nan),  # every update since the last row was held back
+        lr=row["train/lr"],
+        seq_len=int(row["train/seq_len"]),
+        tokens_per_second=row["train/tokens_per_second"],
+        mfu=row.get("train/mfu"),
+    )

@@ -6,12 +6,13 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 
 import numpy as np
 import torch
+from torch import nn
 
 import llmtrain
 from llmtrain.spec.errors import ConfigError
@@ -34,6 +35,8 @@ PEAK_TFLOPS = {
 }
 
 
+COMPILED_GRAPHS = 4096  # of one function and process, before compiling fails: shapes x lengths x 2
+
 # What torch says besides torch.OutOfMemoryError: its CPU allocator, CUDA's libraries, C++.
 SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "bad_alloc")
 
@@ -44,14 +47,24 @@ def pick_device(config: RuntimeConfig) -> torch.device:
     Raises ConfigError where a GPU is asked for and there is none.
     """
     has_gpu = torch.cuda.is_available()
-    if config.device == "cuda" and not has_gpu:
-        raise ConfigError("runtime.device=cuda, but torch sees no GPU; use runtime.device=auto")
+    refuse_missing_gpu(config)
     torch.set_num_threads(config.n_threads)
     torch.set_flush_denormal(True)
     if config.device == "cpu" or not has_gpu:
         return torch.device("cpu")
     torch.set_float32_matmul_precision("high")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def refuse_missing_gpu(config: RuntimeConfig) -> None:
+    """Raise ConfigError where a setting asks for a GPU and there is none."""
+    if torch.cuda.is_available():
+        return
+    for key, value, remedy in (("device", "cuda", "auto"), ("cuda_graph", "on", "off")):
+        if getattr(config, key) == value:
+            raise ConfigError(
+                f"runtime.{key}={value}, but torch sees no GPU; use runtime.{key}={remedy}"
+            )
 
 
 def autocast(
@@ -61,6 +74,28 @@ def autocast(
     if config.dtype == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Compile blocks by themselves: those of one width, in any model, share their graphs.
+
+    Makes room for every graph of a long-lived worker, and lets none fall back to eager: past its
+    limit (8 graphs a function) torch does so with a warning that nobody reads.
+    """
+    import torch._dynamo  # noqa: PLC0415 - half a second that eager runs do not need
+
+    settings = torch._dynamo.config
+    settings.recompile_limit = COMPILED_GRAPHS
+    settings.accumulated_recompile_limit = COMPILED_GRAPHS
+    settings.fail_on_recompile_limit_hit = True
+    for block in blocks:
+        block.compile(dynamic=False)
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done all it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:

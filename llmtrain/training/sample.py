@@ -24,15 +24,16 @@ def sample_text(
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(config.seed)
     tokens = [int(token) for token in corpus.val[:PROMPT_TOKENS]]
-    # One shape for every step: a compiled model would compile each length anew. The padding lies
-    # behind the last token, where a causal model does not look.
+    # One shape for every step; the padding lies behind the last token, where a causal model does
+    # not look.
     row = torch.zeros((1, config.seq_len.seq_len), dtype=torch.long, device=device)
     model.eval()
-    for _ in range(config.evaluation.sample_tokens):
-        between()
-        seen = tokens[-row.shape[1] :]
-        row[0, : len(seen)] = torch.tensor(seen)
-        logits = model(row)[0, len(seen) - 1].float()
-        tokens.append(int(torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)))
+    with torch.compiler.set_stance("force_eager"):  # not worth a graph for a single row
+        for _ in range(config.evaluation.sample_tokens):
+            between()
+            seen = tokens[-row.shape[1] :]
+            row[0, : len(seen)] = torch.tensor(seen)
+            logits = model(row)[0, len(seen) - 1].float()
+            tokens.append(int(torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)))
     model.train()
     return tokenizer.load(corpus.directory).decode(tokens)

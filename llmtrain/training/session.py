@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -18,9 +18,16 @@ from llmtrain.training.batches import Batches
 from llmtrain.training.evaluate import Evaluation, Evaluator
 from llmtrain.training.guard import REMEDY, Guard, nonfinite_weight
 from llmtrain.training.model import Transformer, cross_entropy
-from llmtrain.training.optim import build_optimizer, clip_gradients, set_lr
-from llmtrain.training.parallel import ALONE, Team
-from llmtrain.training.runtime import autocast, step_seed
+from llmtrain.training.optim import (
+    build_optimizer,
+    clip_gradients,
+    load_state,
+    portable_state,
+    set_lr,
+)
+from llmtrain.training.parallel import ALONE, Pass, Team
+from llmtrain.training.runtime import autocast, compile_blocks, step_seed, wait_for
+from llmtrain.training.whole import Tables, WholeStep, wants_graph
 
 TAIL = 0.95  # the reported training loss is the mean over the steps after this share of the run
 
@@ -44,6 +51,7 @@ class Session:
         self.first_step = 0  # where a branch left its trunk
         self.seconds = {"setup": 0.0, "compile": 0.0, "train": 0.0, "evaluate": 0.0, "save": 0.0}
         self.tail_sum, self.tail_steps = 0.0, 0
+        self.stacked = 1  # runs that took steps together with this one, itself included, at most
         self.recent: list[Tensor] = []  # losses since the last row; read together, one sync
         self.grad_norm = torch.zeros(())
         self.model = Transformer(
@@ -54,32 +62,34 @@ class Session:
         )
         self.model.init_weights(config.seed)
         if config.runtime.compile:
-            for block in self.model.blocks:
-                block.compile(dynamic=False)
+            compile_blocks(self.model.blocks)
         self.forward = team.place(self.model, device)
-        self.optimizer = build_optimizer(self.model, config.optimizer, plan.hyper, fused=True)
-        self.guard = Guard(config.guard, plan, self.optimizer, device)
         self.batches = Batches(corpus, plan, config.seed, device)
+        graphed = wants_graph(config, self.batches.source)
+        self.optimizer = build_optimizer(
+            self.model, config.optimizer, plan.hyper, fused=True, capturable=graphed
+        )
+        self.guard = Guard(config.guard, plan, self.optimizer, device)
+        self.whole = self.whole_step() if graphed else None
         self.evaluator = Evaluator(
             corpus,
             n_tokens=config.evaluation.n_tokens,
             seq_len=config.seq_len.seq_len,
             device=device,
             team=team,
+            equal_passes=config.runtime.compile,
         )
-        self.warmed: set[PlanStage] = set()
-        self.cold_steps = 0  # steps whose time went to compilation
         self.last_lr = 0.0
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the precision context of a forward pass."""
         return autocast(self.device, self.config.runtime)
 
-    def lr(self) -> float:
-        """Return the learning rate of the next step: the schedule at the middle of its tokens."""
-        stage = self.plan.shape_at(self.step)
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of a step: the schedule at the middle of its tokens."""
+        stage = self.plan.shape_at(step)
         return self.plan.hyper.peak_lr * lr_factor_at(
-            self.plan.done_at(self.step)[0] + stage.step_tokens / 2,
+            self.plan.done_at(step)[0] + stage.step_tokens / 2,
             self.config.schedule,
             warmup_tokens=self.plan.warmup_tokens,
             n_tokens=self.plan.n_tokens,
@@ -92,39 +102,92 @@ class Session:
 
     def train_step(self) -> None:
         """Do one optimizer step on the next batch, in as many passes as the memory wants."""
-        begin = time.perf_counter()
-        stage = self.plan.shape_at(self.step)
-        self.last_lr = self.lr()
-        set_lr(self.optimizer, self.last_lr)
-        if self.config.model.dropout > 0:
-            torch.manual_seed(step_seed(self.config.seed, self.step, self.team.rank))
-        loss = self._backward(stage)
-        norm = clip_gradients(self.model, self.config.optimizer.grad_clip)
-        self.grad_norm = self.team.whole(norm)
-        loss = self.guard.step(loss, self.grad_norm)
+        with self.timed("train"):
+            stage = self.plan.shape_at(self.step)
+            self.last_lr = self.lr_at(self.step)
+            if self.whole is not None:
+                self.whole(self.step, stage)
+                (tables,) = self.whole.tables
+                loss, self.grad_norm = tables.losses[self.step], tables.norm
+            else:
+                set_lr(self.optimizer, self.last_lr)
+                if self.config.model.dropout > 0:
+                    torch.manual_seed(step_seed(self.config.seed, self.step, self.team.rank))
+                loss, self.grad_norm = self.update(stage, *self.batches.at(self.step, stage))
+            self.recent.append(loss)
+            self.step += 1
+
+    def update(self, stage: PlanStage, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one step on a batch; return its loss and gradient norm, both still on the device."""
+        return self.apply_gradients(self._backward(stage, inputs, targets))
+
+    def apply_gradients(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Clip, update the weights, drop the gradients; return the loss and the norm before.
+
+        Both are scalars; the guard holds an update back that is no number: its loss is NaN then.
+        """
+        norm = self.team.whole(clip_gradients(self.model, self.config.optimizer.grad_clip))
+        loss = self.guard.step(loss, norm)
         self.optimizer.zero_grad(set_to_none=True)
-        self.recent.append(loss)
-        self.step += 1
-        elapsed = time.perf_counter() - begin
-        cold = self.config.runtime.compile and stage not in self.warmed
-        self.cold_steps += cold
-        self.warmed.add(stage)
-        self.seconds["compile" if cold else "train"] += elapsed
+        return loss, norm
 
     def pass_over(self) -> None:
         """Leave the next step out: its batch is not read and nothing is updated."""
-        self.last_lr = self.lr()
-        self.grad_norm = torch.tensor(torch.nan)
-        self.recent.append(torch.tensor(torch.nan, device=self.device))
-        self.step += 1
+        nothing = torch.tensor(torch.nan, device=self.device)
+        self.take(nothing, nothing)
 
-    def _backward(self, stage: PlanStage) -> Tensor:
+    def whole_step(self) -> WholeStep:
+        """Return the step as a function of counters on the device, ready to be captured."""
+        rates = [self.lr_at(step) for step in range(self.plan.n_steps)]
+        return WholeStep(
+            [Tables(self.plan, rates, self.batches, self.optimizer)], self._step_by_counters
+        )
+
+    def _step_by_counters(self, stage: PlanStage) -> None:
+        assert self.whole is not None
+        (tables,) = self.whole.tables
+        tables.note(*self.update(stage, *tables.batch(stage)))
+
+    def warm_up(self) -> Iterator[None]:
+        """Compile and capture all that the rest of the run needs, largest first; yield after each.
+
+        Weights, moments and random numbers stay as they are. Nothing to do for eager runs.
+        """
+        for stage in self.cold_stages():
+            with self.timed("compile"):
+                if self.whole is not None:
+                    self.whole.capture(self.step, stage)
+                else:
+                    self._rehearse(stage)
+            yield
+        yield from self.warm_up_evaluation()
+
+    def warm_up_evaluation(self) -> Iterator[None]:
+        """Compile what an evaluation needs, and yield; nothing to do for eager runs."""
+        if self.config.runtime.compile:
+            with self.timed("compile"), self._evaluating():
+                self.evaluator.rehearse(self.model, self.autocast)
+            yield
+
+    def cold_stages(self) -> list[PlanStage]:
+        """Return the stages ahead that must be compiled or captured, the largest first."""
+        if not (self.config.runtime.compile or self.whole is not None):
+            return []
+        ahead = {self.plan.shape_at(step) for step in range(self.step, self.plan.n_steps)}
+        return sorted(ahead, key=lambda stage: -stage.row_len * (stage.window or stage.row_len))
+
+    def _rehearse(self, stage: PlanStage) -> None:
+        """Run a stage's passes forward and backward, and forget the gradients."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            self._backward(stage, *self.batches.at(self.step, stage))
+        self.optimizer.zero_grad(set_to_none=True)
+        wait_for(self.device)
+
+    def _backward(self, stage: PlanStage, inputs: Tensor, targets: Tensor) -> Tensor:
         """Accumulate the gradient of the mean loss over the batch; return that loss, detached."""
-        inputs, targets = self.batches.at(self.step)
-        micro_tokens = self.config.runtime.micro_batch_tokens or stage.step_tokens
-        rows = max(1, micro_tokens // stage.row_len)
         total = torch.zeros((), device=self.device)
-        for part in self.team.passes(len(inputs), rows):  # the last one may be smaller
+        for part in self.passes(stage):
             with self.team.during(part):
                 with self.autocast():
                     logits = self.forward(inputs[part.rows], window=stage.window)
@@ -135,6 +198,17 @@ class Session:
             total = total + nll * part.share
         return self.team.sum(total)
 
+    def passes(self, stage: PlanStage) -> list[Pass]:
+        """Return the rows that go through the model at once; the last pass may be smaller."""
+        micro_tokens = self.config.runtime.micro_batch_tokens or stage.step_tokens
+        return self.team.passes(stage.rows, max(1, micro_tokens // stage.row_len))
+
+    def take(self, loss: Tensor, norm: Tensor) -> None:
+        """Note a step that was done elsewhere (stacked.py)."""
+        self.last_lr, self.grad_norm = self.lr_at(self.step), norm
+        self.recent.append(loss)
+        self.step += 1
+
     def drain_losses(self) -> float:
         """Return the mean training loss since the last call: the one wait for the device.
 
@@ -142,7 +216,8 @@ class Session:
         guard says of them.
         """
         self.check_step(wait=True)
-        losses = torch.stack(self.recent).double().cpu()
+        with self.timed("train"):  # steps that are still under way
+            losses = torch.stack(self.recent).double().cpu()
         first = self.step - len(self.recent)
         self.guard.read(first, losses.tolist(), last=self.step == self.plan.n_steps)
         tail = losses[max(0, int(TAIL * self.plan.n_steps) - first) :]
@@ -177,20 +252,37 @@ class Session:
         """Return the mean loss over the last twentieth of the steps."""
         return self.tail_sum / self.tail_steps
 
+    def settle(self) -> None:
+        """Wait for the steps under way; the time is training's."""
+        with self.timed("train"):
+            wait_for(self.device)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Add the time of a `with` block to the saving, and no step's that is under way."""
+        self.settle()
+        with self.timed("save"):
+            yield
+
     def evaluate(self, between: Callable[[], None] = lambda: None) -> Evaluation:
         """Return the validation loss at full length; training's random numbers are not touched.
 
         `between` is called before every pass. Raises what the guard says of a loss that is not
         finite.
         """
-        with self.timed("evaluate"):
-            self.model.eval()
+        self.settle()
+        with self.timed("evaluate"), self._evaluating():
             result = self.evaluator(self.model, self.autocast, between)
-            self.model.train()
         if not math.isfinite(result.loss):
             reason = f"after step {self.step}: validation loss {result.loss}"
             raise self.guard.verdict(self.step - 1, reason)
         return result
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        self.model.eval()
+        yield
+        self.model.train()
 
     def timed(self, part: str) -> "Stopwatch":
         """Add the time of a `with` block to a part of the run's seconds."""
@@ -205,9 +297,10 @@ class Session:
         self.check_weights()
         return {
             "model": self.team.whole_state(self.model.state_dict()),
-            "optimizer": self.team.whole_state(self.optimizer.state_dict()),
+            "optimizer": self.team.whole_state(portable_state(self.optimizer)),
             "step": self.step,
             "first_step": self.first_step,
+            "stacked": self.stacked,
             "seconds": self.seconds,
             "tail": [self.tail_sum, self.tail_steps],
             "recent": list(self.recent),
@@ -218,9 +311,12 @@ class Session:
         """Go on from `state`."""
         team, model, optimizer = self.team, self.model, self.optimizer
         model.load_state_dict(team.parts_of_model(model, state["model"]))
-        optimizer.load_state_dict(team.parts_of_optimizer(optimizer, state["optimizer"]))
+        load_state(optimizer, team.parts_of_optimizer(optimizer, state["optimizer"]))
+        if self.whole is not None:
+            self.whole.forget()  # the moments lie elsewhere now
         self.step = state["step"]
         self.first_step = state.get("first_step", 0)
+        self.stacked = state.get("stacked", 1)
         self.seconds.update(state["seconds"])
         self.tail_sum, self.tail_steps = state["tail"]
         self.recent = [loss.to(self.device) for loss in state["recent"]]

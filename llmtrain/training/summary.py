@@ -49,7 +49,7 @@ def tokens_per_second(session: Session) -> float:
 
     All devices of a run count together, here as in the MFU, the memory and the joules.
     """
-    tokens, _ = session.plan.done_at(session.step - session.cold_steps)
+    tokens, _ = session.plan.done_at(session.step)
     tokens -= session.plan.done_at(session.first_step)[0]
     return tokens / session.seconds["train"] if session.seconds["train"] > 0 else 0.0
 
@@ -73,6 +73,8 @@ def _memory_bytes(session: Session) -> int:
 def joules_so_far(session: Session, energy: EnergyMeter) -> float | None:
     """Return the joules of all devices, or None where one of them measures none; collective."""
     joules = energy.joules()
+    if joules is not None:
+        joules /= session.stacked  # the device worked for all of them
     total = session.team.total(float("nan") if joules is None else joules)
     return None if math.isnan(total) else total
 
@@ -101,6 +103,7 @@ def make_record(
     hardware = (
         runtime.hardware(session.device, config.runtime)
         | {"n_devices": str(session.team.n_devices), "parallel": config.runtime.parallel}
+        | {"stacked": str(session.stacked)}
         | {"micro_batch_tokens": str(config.runtime.micro_batch_tokens or plan.batch_tokens)}
     )
     return RunRecord(

@@ -9,8 +9,14 @@ from typing import Any
 from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import Corpus, open_corpus
 from llmtrain.spec.build import build
+from llmtrain.spec.errors import LlmtrainError
+from llmtrain.spec.plan import run_id
+from llmtrain.spec.record import RunRecord
+from llmtrain.spec.redact import redact
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.training.progress import Progress
+
+Report = Callable[[dict[str, Any]], None]
 
 
 @functools.cache
@@ -19,28 +25,43 @@ def opened(directory: Path) -> Corpus:
     return open_corpus(directory)
 
 
-def work(payload: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def work(payload: dict[str, Any], report: Report) -> dict[str, Any]:
     """Train the cell in payload["config"], or read its record where it is there already.
 
-    An empty report is a sign of life: one follows every step.
-    Importable by name, so that a process on another machine can be told to do the same.
+    payload["stack"] holds several instead, trained as one: the result then has their results, or
+    why they failed, by run id under "cells". An empty report is a sign of life: one follows every
+    step. Importable by name, so that a process on another machine can be told to do the same.
     """
-    from llmtrain.training.memory import train_in_memory  # noqa: PLC0415 - the driver needs no torch
+    # The driver needs no torch.
+    from llmtrain.training.memory import train_group_in_memory, train_in_memory  # noqa: PLC0415
     from llmtrain.training.runtime import hardware, pick_device  # noqa: PLC0415
 
-    config = build(TrainConfig, payload["config"])
+    configs = [build(TrainConfig, raw) for raw in payload.get("stack") or [payload["config"]]]
+    config = configs[0]
     machine = hardware(pick_device(config.runtime), config.runtime)
 
-    def on_progress(progress: Progress) -> None:
-        report(dataclasses.asdict(progress) | {"hardware": machine})
+    def on_progress(name: str, progress: Progress) -> None:
+        report(dataclasses.asdict(progress) | {"cell": name, "hardware": machine})
 
+    on_step = functools.partial(report, {})
     corpus = opened(prepare(config.data))
-    record = train_in_memory(
-        config, corpus, on_progress=on_progress, on_step=functools.partial(report, {})
-    )
+    if "stack" in payload:
+        ends = train_group_in_memory(configs, corpus, on_progress=on_progress, on_step=on_step)
+        return {"cells": {name: _end(end) for name, end in ends.items()}}
+    tell = functools.partial(on_progress, run_id(config))
+    return _result(train_in_memory(config, corpus, on_progress=tell, on_step=on_step))
+
+
+def _result(record: RunRecord) -> dict[str, Any]:
     return {
         "val_loss": record.val_loss,
         "val_bpb": record.val_bpb,
         "n_params": record.params["no_input_embedding"],
         "budget": record.flops_budget,
     }
+
+
+def _end(end: RunRecord | LlmtrainError) -> dict[str, Any]:
+    if isinstance(end, RunRecord):
+        return {"result": _result(end)}
+    return {"error": redact(str(end)), "way": type(end).__name__, "exit_code": end.exit_code}

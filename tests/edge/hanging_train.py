@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import train
 from edge import guarded
 
-from llmtrain.training import loop
+from llmtrain.training import run
 from llmtrain.training.session import Session
 
 WHERE, STEP = sys.argv[1], int(sys.argv[2])
@@ -38,7 +38,7 @@ def hanging(session):
     return plain(session)
 
 
-assert loop.Session is Session
+assert run.Session is Session
 setattr(Session, NAMES[WHERE], hanging)
 sys.argv[1:] = sys.argv[3:]
 sys.exit(guarded(train.run))

@@ -46,6 +46,17 @@ def test_the_pool_bench_does_the_same_work_warm_and_cold_and_says_how_it_came_ab
     assert {"cpu", "load", "torch", "code"} <= set(document["machine"])
 
 
+@pytest.mark.slow
+def test_the_stacked_bench_times_the_same_runs_twice(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    done = bench("what=stacked", "repeats=1", "replicas=2", "width=16", "steps=5", f"out={out}")
+    assert done.returncode == 0, done.stderr  # other losses on one side would be an error
+    document = json.loads(out.read_text(encoding="utf-8"))
+    stages = document["median"]
+    ratio = stages["one after another"] / stages["stacked"]
+    assert document["facts"]["one after another over stacked"] == pytest.approx(ratio)
+
+
 @pytest.mark.parametrize("override", ["what=nothing", "colour=red", "repeats=many"])
 def test_a_bench_refuses_what_it_does_not_know(override: str) -> None:
     done = bench(override)

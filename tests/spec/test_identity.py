@@ -24,6 +24,8 @@ FREE = {
     "guard.on_nonfinite": ["stop", "skip", "rollback"],
     "guard.max_skips": [10, 0],
     "guard.on_spike": ["note", "stop"],
+    "runtime.cuda_graph": ["off", "auto"],
+    "runtime.stack": [1, 8],
     "checkpoint.every_s": [3600.0, 60.0],
     "checkpoint.every_steps": [None, 7],
     "checkpoint.keep": [2, 3],

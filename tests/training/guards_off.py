@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.spec import disk
-from llmtrain.training import checkpoint, loop, runtime, session, tracking
+from llmtrain.training import checkpoint, run, runtime, session, tracking
 from llmtrain.training.session import Session
 from llmtrain.training.tracking import MetricsFile
 
@@ -84,7 +84,7 @@ def aside() -> None:
         checkpoint._prune(target, keep)
         return target
 
-    loop.save_checkpoint = in_place  # type: ignore[assignment]
+    run.save_checkpoint = in_place  # type: ignore[assignment]
 
 
 def save_first() -> None:
@@ -95,12 +95,12 @@ def save_first() -> None:
             shutil.rmtree(path)
         return save(folder, keep=keep, **rest)
 
-    loop.save_checkpoint = prune_first  # type: ignore[assignment]
+    run.save_checkpoint = prune_first  # type: ignore[assignment]
 
 
 def sweeping() -> None:
     """Leave what a killed save left."""
-    loop.clear_leftovers = lambda _folder: None
+    run.clear_leftovers = lambda _folder: None
 
 
 def sync() -> None:

@@ -39,7 +39,7 @@ from llmtrain.spec.build import build
 from llmtrain.spec.errors import InterruptedRunError
 from llmtrain.spec.plan import run_id
 from llmtrain.spec.settings import TrainConfig
-from llmtrain.training import checkpoint, loop
+from llmtrain.training import checkpoint, run
 from llmtrain.training.checkpoint import is_sound
 from llmtrain.training.loop import train
 from llmtrain.training.progress import Progress
@@ -50,7 +50,7 @@ TIMED = ("train/tokens_per_second", "train/memory_gb", "train/mfu")
 MACHINE = (
     "seconds", "tokens_per_second", "mfu", "memory_bytes", "energy_j", "metrics_sha256", "sha256",
 )  # fmt: skip
-make_record = loop.make_record
+make_record = run.make_record
 
 
 def bits(value: Any) -> Iterator[bytes]:
@@ -241,7 +241,7 @@ class Case:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    loop.make_record = make_record_with_hash
+    run.make_record = make_record_with_hash
     answers = []
     for i, asked in enumerate(json.load(sys.stdin)):
         case = Case(Path(sys.argv[1]) / str(i), asked)

@@ -32,14 +32,14 @@ def poisoned(fault):
     """Return the backward pass, with a NaN in one token's embedding in one process and step."""
     rank, step = fault or (None, None)
 
-    def backward(session, stage):
+    def backward(session, stage, *batch):
         def poison(_module, _inputs, out):
             return out + torch.zeros_like(out).index_fill_(1, torch.tensor([3]), torch.nan)
 
         if (RANK, session.step) != (rank, step):
-            return BACKWARD(session, stage)
+            return BACKWARD(session, stage, *batch)
         hook = session.model.embedding.register_forward_hook(poison)
-        loss = BACKWARD(session, stage)
+        loss = BACKWARD(session, stage, *batch)
         hook.remove()
         return loss
 

@@ -15,6 +15,7 @@ def test_keys_outside_the_id_leave_the_loss_as_it_is(make, tiny_corpus_dir, tmp_
     other = train(make({"runs_root": str(tmp_path / "b")} | others), corpus)
     assert (other.run_id, other.val_loss) == (plain.run_id, plain.val_loss)  # bitwise
     split = {"runtime.micro_batch_tokens": 64, "runtime.activation_checkpointing": True}
+    split |= {"runtime.cuda_graph": "auto", "runtime.stack": 4}
     parts = train(make({"runs_root": str(tmp_path / "c")} | split), corpus)
     assert parts.run_id == plain.run_id
     assert parts.val_loss == pytest.approx(plain.val_loss, rel=1e-5)

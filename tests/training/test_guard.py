@@ -69,7 +69,9 @@ def plant_in_batch(session, backward, stage, value):
 def planted(plant, value):
     """Return Session._backward with a fault in it."""
     plain = Session._backward
-    return lambda session, stage: plant(session, lambda s: plain(session, s), stage, value)
+    return lambda session, stage, *batch: plant(
+        session, lambda s: plain(session, s, *batch), stage, value
+    )
 
 
 PLANTS = [plant_in_loss, plant_in_gradient, plant_in_weight, plant_in_batch]
@@ -82,11 +84,11 @@ def fault(monkeypatch):
     def at(steps, plant=plant_in_batch, value=math.nan, times=10**9):
         plain, faulty, left = Session._backward, planted(plant, value), [times]
 
-        def backward(session, stage):
+        def backward(session, stage, *batch):
             if session.step not in steps or left[0] == 0:
-                return plain(session, stage)
+                return plain(session, stage, *batch)
             left[0] -= 1
-            return faulty(session, stage)
+            return faulty(session, stage, *batch)
 
         monkeypatch.setattr(Session, "_backward", backward)
 
@@ -293,8 +295,8 @@ def test_a_weight_that_no_loss_shows_is_found_before_it_is_saved(run, monkeypatc
 def test_a_spike_is_counted_or_ends_the_run_and_the_count_survives_a_stop(run, monkeypatch):
     backward = Session._backward
 
-    def spiky(session, stage):
-        return backward(session, stage) + (3.0 if session.step == 130 else 0.0)
+    def spiky(session, stage, *batch):
+        return backward(session, stage, *batch) + (3.0 if session.step == 130 else 0.0)
 
     monkeypatch.setattr(Session, "_backward", spiky)
     long = {

@@ -213,8 +213,9 @@ def test_a_nan_on_one_device_is_held_back_on_all(
             assert first[1].startswith(f"step {FAULTY + 1}: ")
     backward = Session._backward
 
-    def faulty(session, stage):
-        return backward(session, stage) * (math.nan if session.step == FAULTY else 1.0)
+    def faulty(session, stage, *batch):
+        nan = math.nan if session.step == FAULTY else 1.0
+        return backward(session, stage, *batch) * nan
 
     monkeypatch.setattr(Session, "_backward", faulty)
     alone = train(make({"runs_root": str(tmp_path), "guard.on_nonfinite": "skip"}), corpus)

@@ -13,7 +13,8 @@ from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.rundir import run_directory
-from llmtrain.training import loop
+from llmtrain.training import run
+from llmtrain.training.loop import train
 from llmtrain.training.model import parameter_counts
 from llmtrain.training.session import Session
 
@@ -69,11 +70,11 @@ class Counted(Session):
             rows, length = arguments[0].shape
             self.shapes.append((rows, length, options["window"]))
 
-    def _backward(self, stage: Any) -> torch.Tensor:
+    def _backward(self, stage: Any, *batch: Any) -> torch.Tensor:
         if stage in self.flops:
-            return super()._backward(stage)
+            return super()._backward(stage, *batch)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            loss = super()._backward(stage)
+            loss = super()._backward(stage, *batch)
         self.flops[stage] = counter.get_total_flops()
         return loss
 
@@ -93,7 +94,7 @@ def test_the_dry_run_is_the_real_run(
     count: int,
     seed: int,
 ) -> None:
-    monkeypatch.setattr(loop, "Session", Counted)
+    monkeypatch.setattr(run, "Session", Counted)
     corpus = open_corpus(tiny_corpus_dir)
     rng = random.Random(seed)
     done = refused = 0
@@ -106,7 +107,7 @@ def test_the_dry_run_is_the_real_run(
             continue
         if plan.n_steps > 12:
             continue
-        record = loop.train(config, corpus)
+        record = train(config, corpus)
         session = LAST.pop()
         by_step = [
             (stage.rows, stage.row_len, stage.window)

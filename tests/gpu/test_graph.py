@@ -1,0 +1,137 @@
+"""Whole-step CUDA graphs and what they rest on: `pytest -m gpu`. Not run without CUDA."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from llmtrain.corpus.shards import open_corpus
+from llmtrain.spec.plan import plan_run
+from llmtrain.training.batches import TokenSource
+from llmtrain.training.session import Session
+from llmtrain.training.stacked import Stack
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+]
+GRAPH = {"runtime.device": "cuda", "runtime.cuda_graph": "on"}
+EAGER = {"runtime.device": "cuda"}
+WARMED = {
+    "seq_len.pacing": "linear",
+    "seq_len.warmup_fraction": 0.5,
+    "budget.n_tokens": 10_240,
+    "budget.tolerance": 0.05,
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tiny_corpus_dir):
+    return open_corpus(tiny_corpus_dir)
+
+
+def session(make, corpus, changes):
+    config = make(changes)
+    plan = plan_run(config, vocab_size=256, unique_tokens=len(corpus.train))
+    return Session(config, plan, corpus, torch.device("cuda"))
+
+
+def trace(made, steps):
+    found = []
+    for _ in range(steps):
+        made.train_step()
+        found.append(made.drain_losses())
+    return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer.name": "adam"},
+        {"runtime.micro_batch_tokens": 96},
+        {"runtime.activation_checkpointing": True},
+        {"runtime.compile": True},
+        {"runtime.dtype": "bfloat16", "runtime.compile": True},
+        WARMED,
+        WARMED | {"seq_len.mode": "window"},
+    ],
+    ids=str,
+)
+def test_replayed_steps_are_the_eager_steps(make, corpus, changes):
+    eager, graphed = (session(make, corpus, changes | kind) for kind in (EAGER, GRAPH))
+    n_steps = eager.plan.n_steps
+    tolerance = 2e-2 if changes.get("runtime.dtype") else 2e-4
+    for _ in graphed.warm_up():
+        pass
+    assert trace(graphed, n_steps) == pytest.approx(trace(eager, n_steps), rel=tolerance)
+    assert len(graphed.whole.graphs) == len(graphed.plan.stages)
+    assert float(graphed.grad_norm) == pytest.approx(float(eager.grad_norm), rel=10 * tolerance)
+
+
+def test_capturing_changes_neither_weights_nor_random_numbers(make, corpus):
+    made = session(make, corpus, GRAPH | WARMED)
+    before = [p.detach().clone() for p in made.model.parameters()]
+    random = torch.cuda.get_rng_state()
+    for _ in made.warm_up():
+        pass
+    assert torch.equal(random, torch.cuda.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
+    assert not any(v.any() for entry in made.optimizer.state.values() for v in entry.values())
+
+
+@pytest.mark.parametrize("kind", [EAGER, GRAPH], ids=["eager", "graph"])
+def test_steady_steps_wait_for_nothing(make, corpus, kind):
+    made = session(make, corpus, kind | WARMED)
+    for _ in made.warm_up():
+        pass
+    made.train_step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(made.plan.n_steps - 1):
+            made.train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert made.drain_losses() > 0
+
+
+def test_a_graphed_state_goes_on_eagerly_and_back(make, corpus):
+    straight, graphed = session(make, corpus, EAGER), session(make, corpus, GRAPH)
+    first = trace(graphed, 6)
+    assert first == pytest.approx(trace(straight, 6), rel=2e-4)
+    eager = session(make, corpus, EAGER)
+    eager.restore(copy.deepcopy(graphed.state()))
+    graphed.restore(copy.deepcopy(straight.state()))  # captured anew
+    expected = trace(straight, 6)
+    assert trace(eager, 6) == pytest.approx(expected, rel=2e-4)
+    assert trace(graphed, 6) == pytest.approx(expected, rel=2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint16], ids=str)
+def test_tokens_are_gathered_on_the_device(dtype):
+    tokens = np.random.default_rng(0).integers(0, 50_000, 10_000).astype(np.uint16)
+    source = TokenSource(tokens, torch.device("cuda"))
+    source.resident = torch.from_numpy(tokens.astype(np.int32)).to("cuda").to(dtype)
+    starts = np.array([0, 17, 9_000])
+    inputs, targets = source.rows(starts, 100)
+    for row, start in enumerate(starts):
+        assert np.array_equal(inputs[row].cpu().numpy(), tokens[start : start + 100])
+        assert np.array_equal(targets[row].cpu().numpy(), tokens[start + 1 : start + 101])
+    on_device, _ = source.rows(torch.from_numpy(starts).to("cuda"), 100)
+    assert torch.equal(on_device, inputs)
+
+
+@pytest.mark.parametrize("kind", [EAGER, GRAPH], ids=["eager", "graph"])
+def test_a_stack_is_its_runs_alone(make, corpus, kind):
+    runs = [{"seed": 0}, {"seed": 1, "recipe.lr_multiplier": 0.3}]
+    stack = Stack([session(make, corpus, kind | WARMED | run) for run in runs])
+    for _ in stack.warm_up():
+        pass
+    for _ in range(stack.plan.n_steps):
+        stack.train_step()
+    for found, run in zip(stack.sessions, runs, strict=True):
+        expected = trace(session(make, corpus, EAGER | WARMED | run), stack.plan.n_steps)
+        assert torch.stack(found.recent).tolist() == pytest.approx(expected, rel=2e-4)
+    if stack.whole is not None:
+        assert len(stack.whole.graphs) == len(stack.plan.stages)
