@@ -107,7 +107,7 @@ def main(overrides: list[str]) -> None:
     elif every_s is None:
         console.print(board(look(), console))
     else:
-        with Live(console=console, auto_refresh=False) as live:
+        with Live(board(look(), console), console=console, auto_refresh=False) as live:
             watch(look, every_s, lambda found: live.update(board(found, console), refresh=True))
 
 

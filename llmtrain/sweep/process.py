@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -111,6 +112,7 @@ class Worker:
             target=_serve, args=(there, self.work, self.slot, self.beats, str(self.stack_file))
         )
         self.process.daemon = True
+        resource_tracker.ensure_running()  # its own start lets SIGINT through again
         with _ctrl_c_waits():  # the process that starts now must not die of it
             self.process.start()
         there.close()

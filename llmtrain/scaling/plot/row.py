@@ -10,7 +10,7 @@ from matplotlib.image import imread
 
 from llmtrain.scaling.plot.style import BLUE, styled
 
-WIDTH, DPI = 10.0, 90
+WIDTH, DPI = 10.0, 84
 LETTERS, LINE_HEIGHT = 150, 0.19
 """Letters of a line of text, and its height in inches."""
 
