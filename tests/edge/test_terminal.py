@@ -108,7 +108,7 @@ def test_the_live_view_draws_over_itself_and_leaves_a_clean_screen(
     assert "at work" in raw  # the view was there
     assert "at work" not in text  # and went
     assert raw.count("\x1b[?25l") == raw.count("\x1b[?25h") >= 1  # the cursor is back
-    assert text.count("FAILED: loss") == 2
+    assert text.count("FAILED: step") == 2
     assert "2 failed" in text
     assert "budget 2e9: 2/4 cells, lowest loss" in text
     assert "cost of 2 finished cells: estimated" in text
@@ -145,7 +145,7 @@ def test_a_dumb_terminal_gets_plain_lines_and_no_colour_none(tiny_overrides, tmp
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]", raw)  # no colour
     if kind == "dumb":
         assert "\x1b" not in raw
-        assert "FAILED: loss" in raw
+        assert "FAILED: step" in raw
         assert re.search(r"\[\d/2\] C1e9\S+ +N +\S+  loss \d", raw)
 
 

@@ -76,7 +76,7 @@ def test_two_drains_train_no_cell_twice_and_a_failing_cell_stops_none(cell, star
     output = "".join(out for _, out, _ in results)
     trained = re.findall(r"^\[\d/\d\] (\S+)  N", output, re.MULTILINE)
     assert sorted(trained) == sorted(run_directory(config).name for config in good), results
-    assert len(re.findall(rf"{run_directory(bad).name}  FAILED: loss", output)) == 1
+    assert len(re.findall(rf"{run_directory(bad).name}  FAILED: step ", output)) == 1
     assert sorted(code for code, _, _ in results) == [0, 1]  # who met the failure says so
     state, reason = read_state(run_directory(bad))
     assert state == "failed"
