@@ -35,6 +35,7 @@ from llmtrain.training.summary import (
 )
 from llmtrain.training.tracking import MetricsFile, NoMetricsFile, open_mirror
 from llmtrain.training.trunk import keep_state, starting_state
+from llmtrain.training.warm import warm_up
 
 CHECKPOINTS = "checkpoints"
 
@@ -143,7 +144,7 @@ class Run:
         if self.evaluating and session.step < self.plan.n_steps:
             self._evaluate_and_keep()  # where it was stopped
         if session.step < until:
-            for _ in session.warm_up():
+            for _ in warm_up(session):
                 self.on_step()
         while session.step < until:
             if session.guard.passes_over(session.step):

@@ -1,7 +1,6 @@
 """Everything that one run holds: model, optimizer, data, clocks; stepped, saved, restored."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from llmtrain.spec.plan import PlanStage, RunPlan
 from llmtrain.spec.schedule import lr_factor_at
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.training.batches import Batches
+from llmtrain.training.clocks import Stopwatch
 from llmtrain.training.evaluate import Evaluation, Evaluator
 from llmtrain.training.guard import REMEDY, Guard, nonfinite_weight
 from llmtrain.training.model import Transformer, cross_entropy
@@ -104,18 +104,16 @@ class Session:
         """Do one optimizer step on the next batch, in as many passes as the memory wants."""
         with self.timed("train"):
             stage = self.plan.shape_at(self.step)
-            self.last_lr = self.lr_at(self.step)
             if self.whole is not None:
                 self.whole(self.step, stage)
                 (tables,) = self.whole.tables
-                loss, self.grad_norm = tables.losses[self.step], tables.norm
+                loss, norm = tables.losses[self.step], tables.norm
             else:
-                set_lr(self.optimizer, self.last_lr)
+                set_lr(self.optimizer, self.lr_at(self.step))
                 if self.config.model.dropout > 0:
                     torch.manual_seed(step_seed(self.config.seed, self.step, self.team.rank))
-                loss, self.grad_norm = self.update(stage, *self.batches.at(self.step, stage))
-            self.recent.append(loss)
-            self.step += 1
+                loss, norm = self.update(stage, *self.batches.at(self.step, stage))
+            self.take(loss, norm)
 
     def update(self, stage: PlanStage, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Take one step on a batch; return its loss and gradient norm, both still on the device."""
@@ -133,50 +131,20 @@ class Session:
 
     def pass_over(self) -> None:
         """Leave the next step out: its batch is not read and nothing is updated."""
-        nothing = torch.tensor(torch.nan, device=self.device)
-        self.take(nothing, nothing)
+        self.take(*torch.full((2,), torch.nan, device=self.device))
 
     def whole_step(self) -> WholeStep:
         """Return the step as a function of counters on the device, ready to be captured."""
         rates = [self.lr_at(step) for step in range(self.plan.n_steps)]
-        return WholeStep(
-            [Tables(self.plan, rates, self.batches, self.optimizer)], self._step_by_counters
-        )
+        tables = Tables(self.plan, rates, self.batches, self.optimizer)
+        return WholeStep([tables], self._step_by_counters)
 
     def _step_by_counters(self, stage: PlanStage) -> None:
         assert self.whole is not None
         (tables,) = self.whole.tables
         tables.note(*self.update(stage, *tables.batch(stage)))
 
-    def warm_up(self) -> Iterator[None]:
-        """Compile and capture all that the rest of the run needs, largest first; yield after each.
-
-        Weights, moments and random numbers stay as they are. Nothing to do for eager runs.
-        """
-        for stage in self.cold_stages():
-            with self.timed("compile"):
-                if self.whole is not None:
-                    self.whole.capture(self.step, stage)
-                else:
-                    self._rehearse(stage)
-            yield
-        yield from self.warm_up_evaluation()
-
-    def warm_up_evaluation(self) -> Iterator[None]:
-        """Compile what an evaluation needs, and yield; nothing to do for eager runs."""
-        if self.config.runtime.compile:
-            with self.timed("compile"), self._evaluating():
-                self.evaluator.rehearse(self.model, self.autocast)
-            yield
-
-    def cold_stages(self) -> list[PlanStage]:
-        """Return the stages ahead that must be compiled or captured, the largest first."""
-        if not (self.config.runtime.compile or self.whole is not None):
-            return []
-        ahead = {self.plan.shape_at(step) for step in range(self.step, self.plan.n_steps)}
-        return sorted(ahead, key=lambda stage: -stage.row_len * (stage.window or stage.row_len))
-
-    def _rehearse(self, stage: PlanStage) -> None:
+    def rehearse(self, stage: PlanStage) -> None:
         """Run a stage's passes forward and backward, and forget the gradients."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
@@ -204,7 +172,7 @@ class Session:
         return self.team.passes(stage.rows, max(1, micro_tokens // stage.row_len))
 
     def take(self, loss: Tensor, norm: Tensor) -> None:
-        """Note a step that was done elsewhere (stacked.py)."""
+        """Note a step that was done, here or by a stack (stacked.py)."""
         self.last_lr, self.grad_norm = self.lr_at(self.step), norm
         self.recent.append(loss)
         self.step += 1
@@ -271,7 +239,7 @@ class Session:
         finite.
         """
         self.settle()
-        with self.timed("evaluate"), self._evaluating():
+        with self.timed("evaluate"), self.evaluating():
             result = self.evaluator(self.model, self.autocast, between)
         if not math.isfinite(result.loss):
             reason = f"after step {self.step}: validation loss {result.loss}"
@@ -279,14 +247,15 @@ class Session:
         return result
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
+        """Put the model into evaluation during a `with` block."""
         self.model.eval()
         yield
         self.model.train()
 
-    def timed(self, part: str) -> "Stopwatch":
+    def timed(self, part: str) -> Stopwatch:
         """Add the time of a `with` block to a part of the run's seconds."""
-        return Stopwatch(self.seconds, part)
+        return Stopwatch(part, [self.seconds])
 
     def state(self) -> dict[str, Any]:
         """Return everything that resume needs, the losses since the last row included.
@@ -329,16 +298,3 @@ class Session:
         self.restore(state)
         self.first_step = self.step
         self.seconds.update(seconds)
-
-
-class Stopwatch:
-    """Adds the wall time of a `with` block to one entry of a dictionary."""
-
-    def __init__(self, seconds: dict[str, float], part: str) -> None:
-        self.seconds, self.part = seconds, part
-
-    def __enter__(self) -> None:
-        self.begin = time.perf_counter()
-
-    def __exit__(self, *_error: object) -> None:
-        self.seconds[self.part] += time.perf_counter() - self.begin

@@ -8,7 +8,6 @@ its state, checkpoint and record are those of a run alone.
 """
 
 import copy
-import time
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -18,10 +17,12 @@ from torch.nn import functional
 from llmtrain.spec.check import check
 from llmtrain.spec.plan import PlanStage
 from llmtrain.spec.stacking import stack_key
+from llmtrain.training.clocks import Stopwatch
 from llmtrain.training.model import Transformer
 from llmtrain.training.optim import set_lr
 from llmtrain.training.runtime import compile_blocks, wait_for
 from llmtrain.training.session import Session
+from llmtrain.training.warm import cold_stages, warm_up_evaluation
 from llmtrain.training.whole import WholeStep
 
 Batch = tuple[Tensor, Tensor]
@@ -92,9 +93,9 @@ class Stack:
         return self.sessions[0].step
 
     def warm_up(self) -> Iterator[None]:
-        """Compile and capture what the rest of the run needs, as Session.warm_up does."""
+        """Compile and capture what the rest of the run needs, as warm.warm_up does."""
         first = self.sessions[0]
-        for stage in first.cold_stages():
+        for stage in cold_stages(first):
             with self._shared("compile"):
                 if self.whole is not None:
                     self.whole.capture(self.step, stage)
@@ -102,7 +103,7 @@ class Stack:
                     self._backward(stage, self._batches(stage))
                     self.model.zero_grad(set_to_none=True)
             yield
-        yield from first.warm_up_evaluation()
+        yield from warm_up_evaluation(first)
 
     def train_step(self) -> None:
         """Do one step of every session."""
@@ -162,20 +163,5 @@ class Stack:
             total = total + nll * part.share
         return total
 
-    def _shared(self, part: str) -> "Shared":
-        return Shared(self.sessions, part)
-
-
-class Shared:
-    """Adds each session's share of the wall time of a `with` block to its seconds."""
-
-    def __init__(self, sessions: Sequence[Session], part: str) -> None:
-        self.sessions, self.part = list(sessions), part
-
-    def __enter__(self) -> None:
-        self.begin = time.perf_counter()
-
-    def __exit__(self, *_error: object) -> None:
-        elapsed = time.perf_counter() - self.begin
-        for session in self.sessions:
-            session.seconds[self.part] += elapsed / len(self.sessions)
+    def _shared(self, part: str) -> Stopwatch:
+        return Stopwatch(part, [session.seconds for session in self.sessions])

@@ -150,6 +150,9 @@ def _shortened(cell: Cell, seed: int, runs_root: Path) -> TrainConfig:
         evaluation=dataclasses.replace(
             config.evaluation, n_tokens=2 * plan.block_len, points=1, sample_tokens=0
         ),
+        tracking=dataclasses.replace(  # rows as far apart as in the whole cell
+            config.tracking, points=max(1, config.tracking.points * OWN_STEPS // plan.n_steps)
+        ),
     )
 
 

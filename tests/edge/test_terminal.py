@@ -16,7 +16,7 @@ import pytest
 
 CURSOR = re.compile(r"\x1b\[(\d*)([A-Za-z])")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-LONG = ["budget.flops=2e10", "seed=0,1", "tracking.points=2000"]
+LONG = ["budget.flops=1e12", "seed=0,1", "tracking.points=2000"]
 
 
 def open_terminal(columns, rows):

@@ -11,6 +11,7 @@ from llmtrain.spec.plan import plan_run
 from llmtrain.training.batches import TokenSource
 from llmtrain.training.session import Session
 from llmtrain.training.stacked import Stack
+from llmtrain.training.warm import warm_up
 
 pytestmark = [
     pytest.mark.gpu,
@@ -63,7 +64,7 @@ def test_replayed_steps_are_the_eager_steps(make, corpus, changes):
     eager, graphed = (session(make, corpus, changes | kind) for kind in (EAGER, GRAPH))
     n_steps = eager.plan.n_steps
     tolerance = 2e-2 if changes.get("runtime.dtype") else 2e-4
-    for _ in graphed.warm_up():
+    for _ in warm_up(graphed):
         pass
     assert trace(graphed, n_steps) == pytest.approx(trace(eager, n_steps), rel=tolerance)
     assert len(graphed.whole.graphs) == len(graphed.plan.stages)
@@ -74,7 +75,7 @@ def test_capturing_changes_neither_weights_nor_random_numbers(make, corpus):
     made = session(make, corpus, GRAPH | WARMED)
     before = [p.detach().clone() for p in made.model.parameters()]
     random = torch.cuda.get_rng_state()
-    for _ in made.warm_up():
+    for _ in warm_up(made):
         pass
     assert torch.equal(random, torch.cuda.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
@@ -84,7 +85,7 @@ def test_capturing_changes_neither_weights_nor_random_numbers(make, corpus):
 @pytest.mark.parametrize("kind", [EAGER, GRAPH], ids=["eager", "graph"])
 def test_steady_steps_wait_for_nothing(make, corpus, kind):
     made = session(make, corpus, kind | WARMED)
-    for _ in made.warm_up():
+    for _ in warm_up(made):
         pass
     made.train_step()
     torch.cuda.set_sync_debug_mode("error")

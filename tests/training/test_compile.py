@@ -12,6 +12,7 @@ from llmtrain.spec.plan import plan_run
 from llmtrain.training import runtime
 from llmtrain.training.session import Session
 from llmtrain.training.stacked import Stack
+from llmtrain.training.warm import warm_up
 
 pytestmark = [
     pytest.mark.slow,
@@ -49,7 +50,7 @@ def train(made):
     """Return how many graphs were compiled before the first step and after it, and the losses."""
     before = counters["stats"]["unique_graphs"]
     weights = [p.detach().clone() for p in made.model.parameters()]
-    for _ in made.warm_up():
+    for _ in warm_up(made):
         pass
     assert all(torch.equal(a, b) for a, b in zip(weights, made.model.parameters(), strict=True))
     warm = counters["stats"]["unique_graphs"]

@@ -14,6 +14,7 @@ from llmtrain.training import guard
 from llmtrain.training.batches import resident
 from llmtrain.training.loop import train
 from llmtrain.training.session import Session
+from llmtrain.training.warm import warm_up
 
 CPU = torch.device("cpu")
 NAN, PASSES = float("nan"), Session.passes
@@ -82,7 +83,7 @@ def test_a_rehearsal_changes_nothing(make, corpus):
     rehearsed, other = (session(make, corpus, WARMED, whole=True) for _ in range(2))
     for _ in range(2):  # before any moment is there, and with moments
         before, random = tensors(rehearsed), torch.get_rng_state()
-        n_graphs = sum(1 for _ in rehearsed.warm_up())
+        n_graphs = sum(1 for _ in warm_up(rehearsed))
         assert n_graphs == len(rehearsed.plan.stages)
         after = tensors(rehearsed)
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=False))
