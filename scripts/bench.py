@@ -14,7 +14,7 @@ Keys:
                     measured beside it (models=w32d2,w64d4,w128d4, steps=50, tokens=4096 a step,
                     variants=float32,bfloat16; there are float32-compiled and bfloat16-compiled too)
   what=run          seconds of runs of `tokens` x 1, 3 and 10, warm and as a command each: the fixed
-                    cost of a run (model=w32d2, tokens=100000)
+                    cost of a run (model=w32d2, tokens=102400)
   what=sweep        a sweep from the command to the fitted curve: where its time goes, its MFU
                     (sweep=demo, set="KEY=VALUE ...")
   what=cost         how time grows with cells, model size and tokens, and memory with model size
@@ -113,7 +113,7 @@ def main(overrides: list[str]) -> None:
     shown = Table(
         title=f"{common['what']}: median of {keys['repeats']}", box=None, title_justify="left"
     )
-    shown.add_column("what")
+    shown.add_column("what", no_wrap=True)
     for heading in (f"median, {bench.column}", "range"):
         shown.add_column(heading, justify="right")
     for name, value in seconds.items():

@@ -80,7 +80,7 @@ def fixed_costs(found: Seconds) -> Facts:
 
 
 BENCH = Bench(
-    keys={"tokens": "100000"},
+    keys={"tokens": "102400"},
     text={"model": "w32d2"},
     run=time_runs,
     facts=fixed_costs,

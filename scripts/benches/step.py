@@ -131,7 +131,7 @@ def ratios(found: Seconds) -> Facts:
 
 
 BENCH = Bench(
-    column="seconds or as named",
+    column="as named",
     keys={"steps": "50", "tokens": "4096"},
     text={"models": "w32d2,w64d4,w128d4", "variants": "float32,bfloat16"},
     run=time_steps,

@@ -84,7 +84,7 @@ def shares(found: Seconds) -> Facts:
 
 
 BENCH = Bench(
-    column="seconds or as named",
+    column="as named",
     keys={},
     text={"sweep": "demo", "set": ""},
     run=time_sweep,
