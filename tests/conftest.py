@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from llmtrain.corpus.prepare import prepare
+from llmtrain.corpus.shards import Corpus, open_corpus
 from llmtrain.spec.settings import TrainConfig, build_run
 
 sys.path.insert(0, str(Path(__file__).parent))  # damage.py
@@ -191,3 +192,9 @@ def tiny_corpus_dir(text_files: Path, tmp_path_factory: pytest.TempPathFactory) 
     """The forty files as a prepared corpus of bytes."""
     root = str(tmp_path_factory.mktemp("corpora"))
     return prepare(make_config({"data.paths": [str(text_files)], "data.root": root}).data)
+
+
+@pytest.fixture(scope="session")
+def corpus(tiny_corpus_dir: Path) -> Corpus:
+    """That corpus, open."""
+    return open_corpus(tiny_corpus_dir)

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 import torch
+from setups import new_session
 
-from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.errors import DivergedError, InterruptedRunError
 from llmtrain.spec.plan import plan_run
 from llmtrain.training.loop import train
@@ -20,16 +20,9 @@ pytestmark = [
 CUDA = {"runtime.device": "cuda"}
 
 
-@pytest.fixture(scope="module")
-def corpus(tiny_corpus_dir):
-    return open_corpus(tiny_corpus_dir)
-
-
 def losses(make, corpus, changes, steps=20):
     """Return the training losses of the first steps."""
-    config = make(CUDA | changes)
-    plan = plan_run(config, vocab_size=256, unique_tokens=len(corpus.train))
-    session = Session(config, plan, corpus, torch.device("cuda"))
+    session = new_session(make, corpus, CUDA | changes)
     found = []
     for _ in range(steps):
         session.train_step()
@@ -58,9 +51,7 @@ def test_bfloat16_stays_near_float32(make, corpus):
 
 
 def test_a_steady_step_waits_for_nothing(make, corpus):
-    config = make(CUDA)
-    plan = plan_run(config, vocab_size=256, unique_tokens=len(corpus.train))
-    session = Session(config, plan, corpus, torch.device("cuda"))
+    session = new_session(make, corpus, CUDA)
     session.train_step()
     torch.cuda.set_sync_debug_mode("error")
     try:

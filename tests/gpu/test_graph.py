@@ -5,11 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
+from setups import WARMED, new_session
 
-from llmtrain.corpus.shards import open_corpus
-from llmtrain.spec.plan import plan_run
 from llmtrain.training.batches import TokenSource
-from llmtrain.training.session import Session
 from llmtrain.training.stacked import Stack
 from llmtrain.training.warm import warm_up
 
@@ -19,23 +17,6 @@ pytestmark = [
 ]
 GRAPH = {"runtime.device": "cuda", "runtime.cuda_graph": "on"}
 EAGER = {"runtime.device": "cuda"}
-WARMED = {
-    "seq_len.pacing": "linear",
-    "seq_len.warmup_fraction": 0.5,
-    "budget.n_tokens": 10_240,
-    "budget.tolerance": 0.05,
-}
-
-
-@pytest.fixture(scope="module")
-def corpus(tiny_corpus_dir):
-    return open_corpus(tiny_corpus_dir)
-
-
-def session(make, corpus, changes):
-    config = make(changes)
-    plan = plan_run(config, vocab_size=256, unique_tokens=len(corpus.train))
-    return Session(config, plan, corpus, torch.device("cuda"))
 
 
 def trace(made, steps):
@@ -61,7 +42,7 @@ def trace(made, steps):
     ids=str,
 )
 def test_replayed_steps_are_the_eager_steps(make, corpus, changes):
-    eager, graphed = (session(make, corpus, changes | kind) for kind in (EAGER, GRAPH))
+    eager, graphed = (new_session(make, corpus, changes | kind) for kind in (EAGER, GRAPH))
     n_steps = eager.plan.n_steps
     tolerance = 2e-2 if changes.get("runtime.dtype") else 2e-4
     for _ in warm_up(graphed):
@@ -72,7 +53,7 @@ def test_replayed_steps_are_the_eager_steps(make, corpus, changes):
 
 
 def test_capturing_changes_neither_weights_nor_random_numbers(make, corpus):
-    made = session(make, corpus, GRAPH | WARMED)
+    made = new_session(make, corpus, GRAPH | WARMED)
     before = [p.detach().clone() for p in made.model.parameters()]
     random = torch.cuda.get_rng_state()
     for _ in warm_up(made):
@@ -84,7 +65,7 @@ def test_capturing_changes_neither_weights_nor_random_numbers(make, corpus):
 
 @pytest.mark.parametrize("kind", [EAGER, GRAPH], ids=["eager", "graph"])
 def test_steady_steps_wait_for_nothing(make, corpus, kind):
-    made = session(make, corpus, kind | WARMED)
+    made = new_session(make, corpus, kind | WARMED)
     for _ in warm_up(made):
         pass
     made.train_step()
@@ -98,10 +79,13 @@ def test_steady_steps_wait_for_nothing(make, corpus, kind):
 
 
 def test_a_graphed_state_goes_on_eagerly_and_back(make, corpus):
-    straight, graphed = session(make, corpus, EAGER), session(make, corpus, GRAPH)
+    straight, graphed = (
+        new_session(make, corpus, EAGER),
+        new_session(make, corpus, GRAPH),
+    )
     first = trace(graphed, 6)
     assert first == pytest.approx(trace(straight, 6), rel=2e-4)
-    eager = session(make, corpus, EAGER)
+    eager = new_session(make, corpus, EAGER)
     eager.restore(copy.deepcopy(graphed.state()))
     graphed.restore(copy.deepcopy(straight.state()))  # captured anew
     expected = trace(straight, 6)
@@ -126,13 +110,13 @@ def test_tokens_are_gathered_on_the_device(dtype):
 @pytest.mark.parametrize("kind", [EAGER, GRAPH], ids=["eager", "graph"])
 def test_a_stack_is_its_runs_alone(make, corpus, kind):
     runs = [{"seed": 0}, {"seed": 1, "recipe.lr_multiplier": 0.3}]
-    stack = Stack([session(make, corpus, kind | WARMED | run) for run in runs])
+    stack = Stack([new_session(make, corpus, kind | WARMED | run) for run in runs])
     for _ in stack.warm_up():
         pass
     for _ in range(stack.plan.n_steps):
         stack.train_step()
     for found, run in zip(stack.sessions, runs, strict=True):
-        expected = trace(session(make, corpus, EAGER | WARMED | run), stack.plan.n_steps)
+        expected = trace(new_session(make, corpus, EAGER | WARMED | run), stack.plan.n_steps)
         assert torch.stack(found.recent).tolist() == pytest.approx(expected, rel=2e-4)
     if stack.whole is not None:
         assert len(stack.whole.graphs) == len(stack.plan.stages)

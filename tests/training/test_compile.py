@@ -4,13 +4,11 @@ import shutil
 
 import pytest
 import torch
+from setups import WARMED, new_session
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
 
-from llmtrain.corpus.shards import open_corpus
-from llmtrain.spec.plan import plan_run
 from llmtrain.training import runtime
-from llmtrain.training.session import Session
 from llmtrain.training.stacked import Stack
 from llmtrain.training.warm import warm_up
 
@@ -19,17 +17,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"),
     pytest.mark.filterwarnings("ignore"),  # torch's own, while it compiles
 ]
-WARMED = {
-    "seq_len.pacing": "linear",
-    "seq_len.warmup_fraction": 0.5,
-    "budget.n_tokens": 10_240,
-    "budget.tolerance": 0.05,
-}
-
-
-@pytest.fixture(scope="module")
-def corpus(tiny_corpus_dir):
-    return open_corpus(tiny_corpus_dir)
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +25,6 @@ def _nothing_compiled():
     counters.clear()
     yield
     torch._dynamo.reset()
-
-
-def session(make, corpus, changes):
-    config = make(changes)
-    plan = plan_run(config, vocab_size=256, unique_tokens=len(corpus.train))
-    return Session(config, plan, corpus, torch.device("cpu"))
 
 
 def train(made):
@@ -63,11 +44,11 @@ def train(made):
 
 def test_depth_seed_and_rate_reuse_the_graphs_of_one_width(make, corpus):
     compiled = {"runtime.compile": True}
-    warm, later, losses, evaluation = train(session(make, corpus, compiled))
+    warm, later, losses, evaluation = train(new_session(make, corpus, compiled))
     assert (warm, later) == (2, 0)  # training and evaluation, forward and backward together
     for changes in ({"model.n_layers": 4}, {"seed": 1, "recipe.peak_lr": 0.003}):
-        assert train(session(make, corpus, compiled | changes))[:2] == (0, 0)
-    _, none, eager, eager_evaluation = train(session(make, corpus, {}))
+        assert train(new_session(make, corpus, compiled | changes))[:2] == (0, 0)
+    _, none, eager, eager_evaluation = train(new_session(make, corpus, {}))
     assert none == 0
     torch.testing.assert_close(losses, eager, rtol=2e-4, atol=0.0)
     assert evaluation == pytest.approx(eager_evaluation, rel=2e-4)
@@ -75,13 +56,13 @@ def test_depth_seed_and_rate_reuse_the_graphs_of_one_width(make, corpus):
 
 def test_a_length_warmup_compiles_each_length_once_before_the_first_step(make, corpus):
     # 512 validation tokens are 16 rows: passes of 5 rows would leave one over.
-    made = session(make, corpus, WARMED | {"runtime.compile": True})
+    made = new_session(make, corpus, WARMED | {"runtime.compile": True})
     made.evaluator.rows_per_pass = 5
     lengths = {stage.row_len for stage in made.plan.stages}
     warm, later, losses, evaluation = train(made)
     assert (warm, later) == (len(lengths) + 1, 0)
     assert made.seconds["compile"] > made.seconds["train"]
-    _, _, eager, eager_evaluation = train(session(make, corpus, WARMED))
+    _, _, eager, eager_evaluation = train(new_session(make, corpus, WARMED))
     torch.testing.assert_close(losses, eager, rtol=2e-4, atol=0.0)
     assert evaluation == pytest.approx(eager_evaluation, rel=2e-4)
 
@@ -90,7 +71,7 @@ def test_a_stack_compiles_once_for_all_its_runs_and_depths(make, corpus):
     runs = [{"seed": 0}, {"seed": 1, "recipe.lr_multiplier": 0.3}]
     for depth, expected in ((2, 2), (4, 0)):
         changes = {"model.n_layers": depth, "runtime.compile": True}
-        stack = Stack([session(make, corpus, changes | run) for run in runs])
+        stack = Stack([new_session(make, corpus, changes | run) for run in runs])
         for _ in stack.warm_up():
             pass
         assert counters["stats"]["unique_graphs"] == expected
@@ -102,12 +83,12 @@ def test_a_stack_compiles_once_for_all_its_runs_and_depths(make, corpus):
         counters.clear()
         assert stack.sessions[1].seconds["compile"] > 0
         for found, run in zip(stack.sessions, runs, strict=True):
-            *_, losses, _ = train(session(make, corpus, {"model.n_layers": depth} | run))
+            *_, losses, _ = train(new_session(make, corpus, {"model.n_layers": depth} | run))
             torch.testing.assert_close(torch.stack(found.recent), losses, rtol=2e-4, atol=0.0)
 
 
 def test_more_graphs_than_allowed_are_an_error(make, corpus, monkeypatch):
     monkeypatch.setattr(runtime, "COMPILED_GRAPHS", 1)
-    made = session(make, corpus, {"runtime.compile": True})
+    made = new_session(make, corpus, {"runtime.compile": True})
     with pytest.raises(FailOnRecompileLimitHit):
         train(made)

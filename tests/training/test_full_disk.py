@@ -38,11 +38,6 @@ SAID = {
 }
 
 
-@pytest.fixture(scope="module")
-def corpus(tiny_corpus_dir):
-    return open_corpus(tiny_corpus_dir)
-
-
 def losses(config):
     rows = map(json.loads, (run_directory(config) / "metrics.jsonl").read_text().splitlines())
     return [row.get("train/loss", row.get("val/loss")) for row in rows]

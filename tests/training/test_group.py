@@ -6,7 +6,6 @@ import signal
 
 import pytest
 
-from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.errors import DivergedError, InterruptedRunError, RunLockedError
 from llmtrain.spec.plan import run_id
 from llmtrain.spec.record import RunRecord, read_record
@@ -19,11 +18,6 @@ from llmtrain.training.memory import train_group_in_memory
 RUNS = [{"seed": 0}, {"seed": 1}, {"seed": 1, "recipe.lr_multiplier": 0.3}]
 CLOSE = 5e-6  # relative: the products of a stack are batched, in float32
 TIMED = ("train/tokens_per_second", "train/memory_gb")
-
-
-@pytest.fixture(scope="module")
-def corpus(tiny_corpus_dir):
-    return open_corpus(tiny_corpus_dir)
 
 
 @pytest.fixture

@@ -9,10 +9,9 @@ import signal
 
 import pytest
 import torch
+from setups import new_session
 
-from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.errors import DivergedError, InterruptedRunError
-from llmtrain.spec.plan import plan_run
 from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import read_state, run_directory
 from llmtrain.training import guard
@@ -23,11 +22,6 @@ from llmtrain.training.session import Session
 CPU = torch.device("cpu")
 N_STEPS = 20
 WEIGHT = "blocks.1.mlp.down.weight"
-
-
-@pytest.fixture(scope="module")
-def corpus(tiny_corpus_dir):
-    return open_corpus(tiny_corpus_dir)
 
 
 @pytest.fixture
@@ -116,13 +110,6 @@ def snapshot(session):
         if torch.as_tensor(moment).count_nonzero() > 0
     ]
     return bits([session.model.state_dict(), moments])
-
-
-def new_session(make, corpus, changes):
-    config = make(changes)
-    return Session(
-        config, plan_run(config, vocab_size=256, unique_tokens=len(corpus.train)), corpus, CPU
-    )
 
 
 @pytest.mark.parametrize("where", ["host", "device"])

@@ -8,22 +8,15 @@ import signal
 import numpy as np
 import pytest
 import torch
+from setups import new_session
 from stops import Stop
 
-from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.errors import CheckpointError, DivergedError, InterruptedRunError, MismatchError
-from llmtrain.spec.plan import plan_run
 from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import read_state, run_directory
 from llmtrain.training.loop import train
-from llmtrain.training.session import Session
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def corpus(tiny_corpus_dir):
-    return open_corpus(tiny_corpus_dir)
 
 
 @pytest.fixture
@@ -45,12 +38,6 @@ def directory(make, tmp_path):
         return run_directory(make({"runs_root": str(tmp_path / root)} | (changes or {})))
 
     return where
-
-
-def session(make, corpus, changes=None):
-    config = make(changes)
-    plan = plan_run(config, vocab_size=256, unique_tokens=len(corpus.train))
-    return Session(config, plan, corpus, CPU)
 
 
 def rows(directory):
@@ -93,8 +80,8 @@ def test_every_signal_saves_and_leaves(run):
 
 
 def test_accumulation_equals_one_big_batch(make, corpus):
-    whole = session(make, corpus)
-    parts = session(make, corpus, {"runtime.micro_batch_tokens": 96})  # 8 rows as 3 + 3 + 2
+    whole = new_session(make, corpus)
+    parts = new_session(make, corpus, {"runtime.micro_batch_tokens": 96})  # 8 rows as 3 + 3 + 2
     for one in (whole, parts):
         one.train_step()
     assert parts.drain_losses() == pytest.approx(whole.drain_losses(), rel=1e-6)
@@ -103,7 +90,7 @@ def test_accumulation_equals_one_big_batch(make, corpus):
 
 
 def test_the_logged_loss_is_the_batch_mean_before_the_step(make, corpus):
-    one = session(make, corpus)
+    one = new_session(make, corpus)
     inputs, targets = one.batches.at(0)
     with torch.no_grad():
         logits = one.model(inputs).double()
@@ -115,9 +102,9 @@ def test_the_logged_loss_is_the_batch_mean_before_the_step(make, corpus):
 
 def test_every_mode_reads_the_same_text_in_the_same_order(make, corpus):
     warm = {"seq_len.pacing": "discrete", "seq_len.warmup_fraction": 0.5, "budget.tolerance": 0.1}
-    plain = session(make, corpus)
+    plain = new_session(make, corpus)
     for mode in ("reshape", "truncate", "window"):
-        other = session(make, corpus, warm | {"seq_len.mode": mode})
+        other = new_session(make, corpus, warm | {"seq_len.mode": mode})
         full, _ = plain.batches.at(0)
         short, targets = other.batches.at(0)
         if mode == "truncate":

@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.errors import ConfigError, InterruptedRunError
 from llmtrain.spec.placement import placement
 from llmtrain.spec.record import read_record
@@ -124,11 +123,6 @@ def assert_same_state(found, expected):
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
-
-
-@pytest.fixture(scope="module")
-def corpus(tiny_corpus_dir):
-    return open_corpus(tiny_corpus_dir)
 
 
 def stop_at_5(progress):

@@ -7,13 +7,11 @@ import weakref
 
 import pytest
 import torch
+from setups import WARMED, new_session
 
-from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.errors import ConfigError
-from llmtrain.spec.plan import plan_run
 from llmtrain.training.batches import resident
 from llmtrain.training.model import Transformer, cross_entropy
-from llmtrain.training.session import Session
 from llmtrain.training.stacked import Stack, stack_models, stacked_cross_entropy
 
 CPU = torch.device("cpu")
@@ -33,27 +31,10 @@ MODERN = {
     "model.base_d_model": 8,
     "optimizer.z_loss": 1e-3,
 }
-WARMED = {
-    "seq_len.pacing": "linear",
-    "seq_len.warmup_fraction": 0.5,
-    "budget.n_tokens": 10_240,
-    "budget.tolerance": 0.05,
-}
-
-
-@pytest.fixture(scope="module")
-def corpus(tiny_corpus_dir):
-    return open_corpus(tiny_corpus_dir)
-
-
-def session(make, corpus, changes):
-    config = make(changes)
-    plan = plan_run(config, vocab_size=256, unique_tokens=len(corpus.train))
-    return Session(config, plan, corpus, CPU)
 
 
 def sessions(make, corpus, changes, runs=RUNS):
-    return [session(make, corpus, changes | run) for run in runs]
+    return [new_session(make, corpus, changes | run) for run in runs]
 
 
 def by_counters(made):
@@ -110,7 +91,7 @@ def test_a_stack_in_bfloat16_stays_near_its_runs(make, corpus):
 
 
 def test_a_stack_of_one_is_the_run_alone(make, corpus):
-    (stacked,), alone = sessions(make, corpus, {}, [{}]), session(make, corpus, {})
+    (stacked,), alone = sessions(make, corpus, {}, [{}]), new_session(make, corpus, {})
     steps(Stack([stacked]), 20)
     steps(alone, 20)
     assert_close(stacked, alone, rtol=2e-6)
@@ -213,7 +194,7 @@ def test_a_stack_goes_on_without_one_and_from_states_of_runs_alone(make, corpus)
     for one, state in zip(resumed, states, strict=True):
         one.restore(state)
     steps(Stack(resumed), 6)
-    by_itself = session(make, corpus, RUNS[2])
+    by_itself = new_session(make, corpus, RUNS[2])
     by_itself.restore(copy.deepcopy(stack.sessions[1].state()))
     for one in (resumed[2], by_itself, alone[2]):
         steps(one, 3)

@@ -11,7 +11,6 @@ from damage import cut, flip, zero
 from safetensors.torch import load_file
 from stops import Stop
 
-from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.branching import branch_step, share_trunk
 from llmtrain.spec.errors import (
     CheckpointError,
@@ -37,11 +36,6 @@ WARMED = PLAIN | {
     "model.dropout": 0.1,
     "schedule.cooldown_shape": "linear",
 }
-
-
-@pytest.fixture(scope="module")
-def corpus(tiny_corpus_dir):
-    return open_corpus(tiny_corpus_dir)
 
 
 @pytest.fixture

@@ -5,11 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from setups import WARMED, new_session
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.errors import ConfigError
-from llmtrain.spec.plan import plan_run
 from llmtrain.training import guard
 from llmtrain.training.batches import resident
 from llmtrain.training.loop import train
@@ -18,23 +17,10 @@ from llmtrain.training.warm import warm_up
 
 CPU = torch.device("cpu")
 NAN, PASSES = float("nan"), Session.passes
-WARMED = {
-    "seq_len.pacing": "linear",
-    "seq_len.warmup_fraction": 0.5,
-    "budget.n_tokens": 10_240,
-    "budget.tolerance": 0.05,
-}
-
-
-@pytest.fixture(scope="module")
-def corpus(tiny_corpus_dir):
-    return open_corpus(tiny_corpus_dir)
 
 
 def session(make, corpus, changes=None, *, whole=False):
-    config = make(changes)
-    plan = plan_run(config, vocab_size=256, unique_tokens=len(corpus.train))
-    made = Session(config, plan, corpus, CPU)
+    made = new_session(make, corpus, changes)
     if whole:
         made.batches.source.resident = resident(corpus.train, CPU)
         made.whole = made.whole_step()
