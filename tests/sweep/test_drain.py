@@ -74,9 +74,9 @@ def test_two_drains_train_no_cell_twice_and_a_failing_cell_stops_none(cell, star
     path = write_cells([*good, bad])
     results = [finish(process) for process in [start(path, 0), start(path, 1)]]
     output = "".join(out for _, out, _ in results)
-    trained = re.findall(r"^\[\d/\d\] (\S+)  N", output, re.MULTILINE)
+    trained = re.findall(r"^\[\d/\d\] (\S+) +N", output, re.MULTILINE)
     assert sorted(trained) == sorted(run_directory(config).name for config in good), results
-    assert len(re.findall(rf"{run_directory(bad).name}  FAILED: step ", output)) == 1
+    assert len(re.findall(rf"{run_directory(bad).name} +FAILED: step ", output)) == 1
     assert sorted(code for code, _, _ in results) == [0, 1]  # who met the failure says so
     state, reason = read_state(run_directory(bad))
     assert state == "failed"
@@ -154,7 +154,7 @@ def test_a_trunk_and_its_branches_survive_a_stop_and_are_shared_by_two_drains(
     output = "".join(out for _, out, _ in results)
     assert [code for code, _, _ in results] == [0, 0], results
     assert "FAILED" not in output
-    trained = re.findall(r"^\[\d/\d\] (\S+)  N", output, re.MULTILINE)
+    trained = re.findall(r"^\[\d/\d\] (\S+) +N", output, re.MULTILINE)
     assert sorted(trained) == sorted(run_directory(c).name for c in (trunk, *branches))
     assert not (run_directory(trunk) / "branches").exists()  # all branches are done
     for branch in branches:
