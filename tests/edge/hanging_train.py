@@ -32,10 +32,10 @@ def hang():
 plain = getattr(Session, NAMES[WHERE])
 
 
-def hanging(session):
+def hanging(session, *rest):
     if session.step >= STEP:
         hang()
-    return plain(session)
+    return plain(session, *rest)
 
 
 assert run.Session is Session
