@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.spec.build import build, config_hash
-from llmtrain.spec.disk import sync, write_whole
+from llmtrain.spec.disk import sync, write_whole, writing
 from llmtrain.spec.errors import LlmtrainError, MismatchError
 from llmtrain.spec.jsonfile import read_json
 
@@ -119,7 +119,8 @@ def write_record(directory: Path, record: RunRecord) -> None:
     content = dataclasses.asdict(record) | {OWN_HASH: config_hash(as_read)}
     text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
     write_whole(directory / RECORD_FILE, text + "\n")
-    sync(directory)
+    with writing(directory):
+        sync(directory)
 
 
 def parse_record(raw: Any) -> RunRecord:
