@@ -4,6 +4,14 @@ from llmtrain.spec.plan import plan_run
 from llmtrain.training.runtime import pick_device
 from llmtrain.training.session import Session
 
+GPT2 = {
+    "model.activation": "gelu",
+    "model.norm": "layernorm",
+    "model.position": "learned",
+    "model.tied_head": True,
+    "model.bias": True,
+    "model.init": "fixed",
+}
 WARMED = {
     "seq_len.pacing": "linear",
     "seq_len.warmup_fraction": 0.5,

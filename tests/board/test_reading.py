@@ -16,22 +16,13 @@ from llmtrain.board.source import group_of, local_runs
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.scaling.load import load_runs
 from llmtrain.scaling.training_curves import load_curves
-from llmtrain.spec.bill import BillConfig
+from llmtrain.spec.bill import PLAIN
 from llmtrain.spec.errors import ConfigError, MismatchError
 from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import run_directory
 from llmtrain.training.loop import train
 from llmtrain.training.summary import wandb_summary
 
-BILL = BillConfig(
-    region="world",
-    grams_per_kwh=None,
-    pue=1.0,
-    device_watts=None,
-    price_per_hour=None,
-    currency="USD",
-    assumed_mfu=None,
-)
 SOURCE = f"wandb:{ENTITY}/p/test"
 
 
@@ -55,7 +46,7 @@ def rows_of(directory: Path) -> list[dict]:
 
 def stored(name: str, record, rows, **changes) -> StoredRun:
     history = [row | {"_step": row["step"], "_runtime": 0.1} for row in rows]
-    summary = wandb_summary(record, BILL) | {"step": record.n_steps, "_wandb": {"runtime": 1}}
+    summary = wandb_summary(record, PLAIN) | {"step": record.n_steps, "_wandb": {"runtime": 1}}
     run = StoredRun(name, "p", "test", "train", name, "finished", summary=summary, history=history)
     return dataclasses.replace(run, **changes)
 
@@ -67,7 +58,7 @@ def test_a_group_comes_back_whole_and_every_other_run_has_its_reason(
     _, record, directory = trained
     rows = rows_of(directory)
     twin = dataclasses.replace(record, run_id="twin", seed=1, val_loss=record.val_loss)
-    summary = wandb_summary(record, BILL)
+    summary = wandb_summary(record, PLAIN)
     nan = summary | {"val_loss": "NaN", "run_id": "nan"}
     short = {key: value for key, value in summary.items() if key != "val_bpb"}
     found = server(page=2)
@@ -232,7 +223,7 @@ def test_a_history_that_ends_on_another_loss_is_refused(trained):
         group="g",
         job_type="train",
         config={},
-        summary=wandb_summary(record, BILL),
+        summary=wandb_summary(record, PLAIN),
         rows=(*rows[:-1], rows[-1] | {"val/loss": 9.0}),
     )
     with pytest.raises(MismatchError, match=r"history ends with val/loss 9\.0"):

@@ -127,7 +127,7 @@ def test_the_lock_of_a_holder_that_was_killed_is_taken_at_once(holder, tmp_path,
         process.kill()
         process.join()
         with rundir.hold(tmp_path):
-            pass
+            assert rundir.is_held(tmp_path)
 
 
 def test_a_holder_that_stands_still_holds(holder, tmp_path):
@@ -143,10 +143,12 @@ def test_a_holder_that_stands_still_holds(holder, tmp_path):
 
 def test_a_child_that_outlives_the_owner_does_not_keep_the_lock(holder, tmp_path):
     process = holder(n_heirs=1)
+    assert rundir.is_held(tmp_path)
     process.kill()
     process.join()
+    assert not rundir.is_held(tmp_path)
     with rundir.hold(tmp_path):
-        pass
+        assert rundir.is_held(tmp_path)
 
 
 def test_a_forked_child_that_ends_does_not_give_the_owners_lock_back(tmp_path):
@@ -161,4 +163,4 @@ def test_whose_process_number_stands_in_the_lock_decides_nothing(tmp_path):
     for number in (os.getpid(), os.getppid(), 1):  # all of them are alive
         (tmp_path / "lock").write_text(f"process {number} on {socket.gethostname()} since 2026")
         with rundir.hold(tmp_path):
-            pass
+            assert rundir.is_held(tmp_path)

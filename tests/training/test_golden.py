@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
+from setups import GPT2
 
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.rundir import run_directory
@@ -23,14 +24,7 @@ VARIANTS = {
         "seq_len.warmup_fraction": 0.5,
         "budget.tolerance": 0.05,
     },
-    "gpt2_like": {
-        "model.activation": "gelu",
-        "model.norm": "layernorm",
-        "model.position": "learned",
-        "model.tied_head": True,
-        "model.bias": True,
-        "model.init": "fixed",
-    },
+    "gpt2_like": GPT2,
     "muon_wsd": {"optimizer.name": "muon", "schedule.name": "wsd"},
 }
 

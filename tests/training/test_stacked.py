@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from setups import WARMED, new_session
+from setups import GPT2, WARMED, new_session
 
 from llmtrain.spec.errors import ConfigError
 from llmtrain.training.batches import resident
@@ -16,14 +16,6 @@ from llmtrain.training.stacked import Stack, stack_models, stacked_cross_entropy
 
 CPU = torch.device("cpu")
 RUNS = [{"seed": 0}, {"seed": 1}, {"seed": 1, "recipe.lr_multiplier": 0.3}]
-GPT2 = {
-    "model.activation": "gelu",
-    "model.norm": "layernorm",
-    "model.position": "learned",
-    "model.tied_head": True,
-    "model.bias": True,
-    "model.init": "fixed",
-}
 MODERN = {
     "model.activation": "swiglu",
     "model.qk_norm": True,
