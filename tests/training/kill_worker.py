@@ -3,8 +3,8 @@
 Reads a JSON list of cases {"corpus", "configs", "runs", "changes", "off"} on stdin; argv: a folder.
 The configurations of a case are trained one after the other, once left alone, then once for each of
 its runs, which is a list of how its lives end before the last one:
-  {"seconds": s}, {"share": x}   kill -9 after s seconds, or a share of an uninterrupted life
-  {"first_step": x}              kill -9 after x steps' time in the first step
+  {"share": x}                   kill -9 after a share of an uninterrupted life
+  {"step": n, "after": x}        kill -9 after x steps' time in the n-th step of the life
   {"state": name}                kill -9 after state.json says so
   {"signal": n}                  SIGTERM after the n-th sign of life, SIGINT twice in the save
   {"change": n, "power": bool}   kill -9 or a power cut at the n-th change on the disk
@@ -194,8 +194,8 @@ class Case:
             finally:
                 sys.stderr.flush()
                 os._exit(code)
-        if kill.keys() & {"seconds", "share"}:
-            time.sleep(kill["seconds"] if "seconds" in kill else kill["share"] * self.whole_s)
+        if "share" in kill:
+            time.sleep(kill["share"] * self.whole_s)
             os.kill(child, signal.SIGKILL)
         return os.waitpid(child, 0)[1]
 
@@ -208,10 +208,12 @@ class Case:
         elif not kill:
             os.fsync = lambda _descriptor: None  # nothing will happen to what it writes
 
+        steps = itertools.count(1)
+
         def noted_step(session: Session) -> None:
-            if log.tell() == 0 and "first_step" in kill:  # at any instruction: no one handles this
-                step_s = self.whole_s / 40
-                signal.setitimer(signal.ITIMER_REAL, kill["first_step"] * step_s + 1e-6)
+            if next(steps) == kill.get("step"):  # at any instruction: no one handles this signal
+                step_s = self.whole_s / (session.plan.n_steps + 18)  # a life is more than its steps
+                signal.setitimer(signal.ITIMER_REAL, kill["after"] * step_s + 1e-6)
             print(session.step, file=log, flush=True)
             train_step(session)
 

@@ -7,6 +7,7 @@ that no temporary file is left.
 
 import itertools
 import random
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def deaths(rng, n_runs):
     every = []
     for i in range(n_runs):
         first = {"share": rng.uniform(0.0, 1.0)}
-        again = {"share": rng.uniform(0.0, 1.0)}, {"first_step": rng.uniform(0.0, 1.0)}
+        again = {"share": rng.uniform(0.0, 1.0)}, {"step": 1, "after": rng.uniform(0.0, 1.0)}
         every.append([first, *again[i % 3 : i % 3 + 1]])
     return every
 
@@ -96,10 +97,11 @@ def test_a_run_killed_at_any_time_ends_as_one_left_alone(case, killed, n_runs):
 def test_a_run_killed_a_hundred_times_loses_and_repeats_no_row(case, killed):
     rng = random.Random(1)
     long = {"budget.n_tokens": 256 * 1500, "tracking.points": 10_000, "checkpoint.every_steps": 5}
-    kills = [{"seconds": rng.uniform(0.03, 0.15)} for _ in range(100)]
+    kills = [{"step": rng.randint(1, 10), "after": rng.uniform(0.0, 1.0)} for _ in range(100)]
     (answers,) = killed(case("plain", long, runs=[kills]))
     assert_equal([answers])
-    assert sum(life["status"] == 9 for life in answers[0]["lives"]) == 100
+    dead = [life["status"] == signal.SIGALRM for life in answers[0]["lives"]]
+    assert dead == [True] * 100 + [False]
 
 
 STATES = [[{"state": state}] for state in ("running", "trained", "evaluated", "done")]
