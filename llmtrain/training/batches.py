@@ -12,9 +12,11 @@ from llmtrain.spec.errors import MismatchError
 from llmtrain.spec.plan import PlanStage, RunPlan
 
 RESIDENT_SHARE = 0.25  # of a GPU's memory that the tokens may take
+AHEAD_TOKENS = 2**15  # that the host reads at once: fetching a small batch costs more than its copy
 
 
 Starts = NDArray[np.int64]
+Batch = tuple[Tensor, Tensor]
 
 _KEPT: dict[torch.device, tuple[Any, Tensor]] = {}
 """By device: the last tokens that were brought there, for the next run of a warm worker."""
@@ -76,14 +78,24 @@ class Batches:
         """Corpus blocks that every step reads."""
         self.source = TokenSource(corpus.train, device)
         self.order = BlockOrder(n_tokens=n_tokens, block_len=plan.block_len, seed=seed)
+        self.ahead: tuple[range, PlanStage, Batch] | None = None
+        """Steps that were read together, their stage, and their rows."""
 
     def at(self, step: int, stage: PlanStage | None = None) -> tuple[Tensor, Tensor]:
         """Return (inputs, targets) of step `step`, both (rows, row_len) of `stage`, or its own."""
         stage = self.plan.shape_at(step) if stage is None else stage
-        return self.cut(self.order.starts(step * self.blocks, self.blocks), stage)
+        if self.source.device.type != "cpu":
+            return self.cut(self.order.starts(step * self.blocks, self.blocks), stage)
+        if self.ahead is None or step not in self.ahead[0] or stage != self.ahead[1]:
+            n_steps = max(1, AHEAD_TOKENS // stage.step_tokens)
+            rows = self.cut(self.order.starts(step * self.blocks, n_steps * self.blocks), stage)
+            self.ahead = (range(step, step + n_steps), stage, rows)
+        steps, _, (inputs, targets) = self.ahead
+        first = (step - steps.start) * stage.rows
+        return inputs[first : first + stage.rows], targets[first : first + stage.rows]
 
     def cut(self, starts: Starts | Tensor, stage: PlanStage) -> tuple[Tensor, Tensor]:
-        """Return (inputs, targets) of a step whose blocks lie at `starts`.
+        """Return (inputs, targets) of steps whose blocks lie at `starts`.
 
         Every step reads the same number of blocks, so the order of the text does not depend on
         the stages: reshape cuts a block into shorter rows, truncate keeps each block's beginning.
@@ -91,7 +103,7 @@ class Batches:
         if stage.rows == self.blocks:  # full rows, a window over full rows, or truncated rows
             return self.source.rows(starts, stage.row_len)
         inputs, targets = self.source.rows(starts, self.plan.block_len)
-        shape = (stage.rows, stage.row_len)
+        shape = (-1, stage.row_len)
         return inputs.reshape(shape), targets.reshape(shape)
 
 

@@ -1,12 +1,14 @@
 """Optimizers from torch.optim, with the groups that decay and parametrisation need."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from llmtrain.spec.config import OptimizerConfig
+from llmtrain.training.fused import HostAdamW, lie_whole_on_host
 from llmtrain.training.model import Transformer
 from llmtrain.training.mup import width_multiplier
 
@@ -142,7 +144,7 @@ def build_optimizer(
     matrix_optimizer = "muon" if config.name == "muon" else "adam"
     groups = parameter_groups(model, hyper, matrix_optimizer=matrix_optimizer)
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, fused=fused, capturable=capturable, **adam)
+        return _adamw(groups, fused=fused, capturable=capturable, **adam)
     if config.name == "adam":
         undecayed = [{**group, "weight_decay": 0.0} for group in groups]
         return torch.optim.Adam(undecayed, fused=fused, capturable=capturable, **adam)
@@ -153,7 +155,14 @@ def build_optimizer(
         group["lr_scale"] *= config.muon_lr_scale
         group["lr"] *= config.muon_lr_scale
     muon = torch.optim.Muon(hidden, momentum=config.muon_momentum, adjust_lr_fn="match_rms_adamw")
-    return MuonWithAdamW(muon, torch.optim.AdamW(rest, fused=fused, **adam))
+    return MuonWithAdamW(muon, _adamw(rest, fused=fused, **adam))
+
+
+def _adamw(groups: list[ParamGroup], *, fused: bool, **settings: Any) -> torch.optim.AdamW:
+    parameters = [p for group in groups for p in group["params"]]
+    if fused and lie_whole_on_host(parameters):
+        return HostAdamW(groups, **settings)
+    return torch.optim.AdamW(groups, fused=fused, **settings)
 
 
 def set_lr(optimizer: UpdateRule, lr: float) -> None:
@@ -191,13 +200,20 @@ def load_state(optimizer: UpdateRule, state: dict[str, Any]) -> None:
             group["lr"] = rate
 
 
-def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
+def clip_gradients(parameters: Sequence[Tensor], max_norm: float | None) -> Tensor:
     """Scale all gradients to a global norm of at most max_norm; return the norm before, a scalar.
 
-    None does not clip. Nothing is read back to the host.
+    All lie on one device, as the parameters of a run do: torch's `clip_grad_norm_` does the same to
+    any, and first sorts them by device and type. None does not clip. Nothing is read back.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if max_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
     return norm
+
+
+def drop_gradients(parameters: Sequence[Tensor]) -> None:
+    """Forget the gradients and free their memory."""
+    for parameter in parameters:
+        parameter.grad = None

@@ -21,6 +21,7 @@ from llmtrain.training.model import Transformer, cross_entropy
 from llmtrain.training.optim import (
     build_optimizer,
     clip_gradients,
+    drop_gradients,
     load_state,
     portable_state,
     set_lr,
@@ -64,6 +65,7 @@ class Session:
         if config.runtime.compile:
             compile_blocks(self.model.blocks)
         self.forward = team.place(self.model, device)
+        self.parameters = list(self.model.parameters())
         self.batches = Batches(corpus, plan, config.seed, device)
         graphed = wants_graph(config, self.batches.source)
         self.optimizer = build_optimizer(
@@ -105,8 +107,7 @@ class Session:
         with self.timed("train"):
             stage = self.plan.shape_at(self.step)
             if self.whole is not None:
-                self.whole(self.step, stage)
-                (tables,) = self.whole.tables
+                (tables,) = self.whole(self.step, stage)
                 loss, norm = tables.losses[self.step], tables.norm
             else:
                 set_lr(self.optimizer, self.lr_at(self.step))
@@ -124,9 +125,9 @@ class Session:
 
         Both are scalars; the guard holds an update back that is no number: its loss is NaN then.
         """
-        norm = self.team.whole(clip_gradients(self.model, self.config.optimizer.grad_clip))
+        norm = self.team.whole(clip_gradients(self.parameters, self.config.optimizer.grad_clip))
         loss = self.guard.step(loss, norm)
-        self.optimizer.zero_grad(set_to_none=True)
+        drop_gradients(self.parameters)
         return loss, norm
 
     def pass_over(self) -> None:
@@ -135,8 +136,8 @@ class Session:
 
     def whole_step(self) -> WholeStep:
         """Return the step as a function of counters on the device, ready to be captured."""
-        rates = [self.lr_at(step) for step in range(self.plan.n_steps)]
-        tables = Tables(self.plan, rates, self.batches, self.optimizer)
+        rates = map(self.lr_at, range(self.plan.n_steps))
+        tables = Tables(self.plan, list(rates), self.batches, self.optimizer)
         return WholeStep([tables], self._step_by_counters)
 
     def _step_by_counters(self, stage: PlanStage) -> None:
@@ -149,7 +150,7 @@ class Session:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             self._backward(stage, *self.batches.at(self.step, stage))
-        self.optimizer.zero_grad(set_to_none=True)
+        drop_gradients(self.parameters)
         wait_for(self.device)
 
     def _backward(self, stage: PlanStage, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -284,13 +285,12 @@ class Session:
         if self.whole is not None:
             self.whole.forget()  # the moments lie elsewhere now
         self.step = state["step"]
-        self.first_step = state.get("first_step", 0)
-        self.stacked = state.get("stacked", 1)
+        self.first_step = state["first_step"]
+        self.stacked = state["stacked"]
         self.seconds.update(state["seconds"])
         self.tail_sum, self.tail_steps = state["tail"]
         self.recent = [loss.to(self.device) for loss in state["recent"]]
-        if "guard" in state:  # a younger part of the state
-            self.guard.restore(state["guard"])
+        self.guard.restore(state["guard"])
 
     def branch(self, state: dict[str, Any]) -> None:
         """Start from the `state` of a trunk; the seconds are counted from here."""

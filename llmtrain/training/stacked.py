@@ -17,6 +17,7 @@ from torch.nn import functional
 from llmtrain.spec.check import check
 from llmtrain.spec.plan import PlanStage
 from llmtrain.spec.stacking import stack_key
+from llmtrain.training.batches import Batch
 from llmtrain.training.clocks import Stopwatch
 from llmtrain.training.model import Transformer
 from llmtrain.training.optim import set_lr
@@ -24,8 +25,6 @@ from llmtrain.training.runtime import compile_blocks, wait_for
 from llmtrain.training.session import Session
 from llmtrain.training.warm import cold_stages, warm_up_evaluation
 from llmtrain.training.whole import WholeStep
-
-Batch = tuple[Tensor, Tensor]
 
 
 def stack_models(models: Sequence[Transformer]) -> Transformer:
@@ -110,8 +109,8 @@ class Stack:
         with self._shared("train"):
             step, stage = self.step, self.plan.shape_at(self.step)
             if self.whole is not None:
-                self.whole(step, stage)
-                done = [(tables.losses[step], tables.norm) for tables in self.whole.tables]
+                tables = self.whole(step, stage)
+                done = [(each.losses[step], each.norm) for each in tables]
             else:
                 for session in self.sessions:
                     set_lr(session.optimizer, session.lr_at(step))

@@ -96,8 +96,8 @@ class WholeStep:
         self.graphs: dict[PlanStage, torch.cuda.CUDAGraph] = {}
         self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
-    def __call__(self, step: int, stage: PlanStage) -> None:
-        """Do a step; its losses and norms are in the tables when the host wants them."""
+    def __call__(self, step: int, stage: PlanStage) -> list[Tables]:
+        """Do a step; return the tables, where its losses and norms are when the host wants them."""
         if self.device.type == "cuda" and stage not in self.graphs:
             self.capture(step, stage)
         self._point_to(step)
@@ -106,6 +106,7 @@ class WholeStep:
         else:
             self.run(stage)
         self.at += 1
+        return self.tables
 
     def run(self, stage: PlanStage) -> None:
         """Do the step under the cursors as it is."""

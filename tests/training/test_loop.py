@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import random
 import signal
 
 import numpy as np
@@ -14,6 +15,7 @@ from stops import Stop
 from llmtrain.spec.errors import CheckpointError, DivergedError, InterruptedRunError, MismatchError
 from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import read_state, run_directory
+from llmtrain.training import batches
 from llmtrain.training.loop import train
 
 CPU = torch.device("cpu")
@@ -113,6 +115,25 @@ def test_every_mode_reads_the_same_text_in_the_same_order(make, corpus):
             assert torch.equal(short.flatten(), full.flatten())
         stream = np.concatenate([short.numpy().ravel()[1:8], targets.numpy().ravel()[7:8]])
         assert np.array_equal(stream, targets.numpy().ravel()[:8])  # targets are the next tokens
+
+
+@pytest.mark.parametrize("mode", ["reshape", "truncate", "window"])
+def test_a_batch_does_not_depend_on_what_was_read_before(make, corpus, monkeypatch, mode):
+    warm = {"seq_len.pacing": "discrete", "seq_len.warmup_fraction": 0.5, "budget.tolerance": 0.1}
+    one = new_session(make, corpus, warm | {"seq_len.mode": mode})
+    n_steps, length = one.plan.n_steps, one.plan.block_len
+    steps = [*range(n_steps), *random.Random(0).choices(range(n_steps), k=50)]
+    monkeypatch.setattr(batches, "AHEAD_TOKENS", 3 * one.plan.batch_tokens)
+    for step in steps:
+        stage = one.plan.shape_at(step)
+        inputs, targets = one.batches.at(step)
+        starts = one.batches.order.starts(step * one.batches.blocks, one.batches.blocks)
+        blocks = [corpus.train[start : start + length + 1].astype(np.int64) for start in starts]
+        if mode == "truncate":
+            blocks = [block[: stage.row_len + 1] for block in blocks]
+        assert inputs.shape == targets.shape == (stage.rows, stage.row_len)
+        assert inputs.flatten().tolist() == np.concatenate([b[:-1] for b in blocks]).tolist()
+        assert targets.flatten().tolist() == np.concatenate([b[1:] for b in blocks]).tolist()
 
 
 def test_evaluation_does_not_move_training(run):

@@ -10,8 +10,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmtrain.spec.config import ModelConfig, OptimizerConfig
+from llmtrain.training.fused import HostAdamW
 from llmtrain.training.model import Transformer, cross_entropy
-from llmtrain.training.optim import UpdateRule, build_optimizer, clip_gradients, set_lr
+from llmtrain.training.optim import (
+    UpdateRule,
+    build_optimizer,
+    clip_gradients,
+    parameter_groups,
+    set_lr,
+)
 
 VOCAB, SEQ_LEN = 61, 16
 NAMES: list[Any] = ["adamw", "adam", "nadam", "muon"]
@@ -50,7 +57,7 @@ def train(model: Transformer, optimizer: UpdateRule, steps: range) -> None:
     for step in steps:
         set_lr(optimizer, 0.01 / (1 + step))
         fill_gradients(model, step)
-        clip_gradients(model, 1.0)
+        clip_gradients(list(model.parameters()), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -209,11 +216,54 @@ def test_a_restored_optimizer_continues_bit_for_bit(
     resumed = Transformer(model.config, vocab_size=VOCAB, seq_len=SEQ_LEN)
     fresh = build_optimizer(resumed, config, Recipe(peak_lr=0.5), fused=fused)
     resumed.load_state_dict(saved[0])
-    fresh.load_state_dict(saved[1])
+    fresh.load_state_dict(copy.deepcopy(saved[1]))
     train(resumed, fresh, range(4, 8))
     expected = weights(model)
-    for key, weight in weights(resumed).items():
+    model.load_state_dict(saved[0])  # and so does one that had gone on
+    optimizer.load_state_dict(saved[1])
+    train(model, optimizer, range(4, 8))
+    for again in (resumed, model):
+        for key, weight in weights(again).items():
+            assert torch.equal(weight, expected[key]), key
+
+
+def test_the_hosts_adamw_is_torchs_bit_for_bit(
+    tiny_model_config: ModelConfig, config: OptimizerConfig
+) -> None:
+    ours, theirs = build_model(tiny_model_config), build_model(tiny_model_config)
+    ours_rule = build_optimizer(ours, config, Recipe(), fused=True)
+    assert isinstance(ours_rule, HostAdamW)
+    groups = parameter_groups(theirs, Recipe(), matrix_optimizer="adam")
+    theirs_rule = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=config.eps, fused=True)
+    for model, rule in ((ours, ours_rule), (theirs, theirs_rule)):
+        for step in (0, 5):
+            fill_gradients(model, step)
+            model.final_norm.weight.grad = None  # whoever has no gradient is left out
+            rule.step()
+            rule.zero_grad(set_to_none=True)
+            train(model, rule, range(step + 1, step + 4))
+    expected = weights(theirs)
+    for key, weight in weights(ours).items():
         assert torch.equal(weight, expected[key]), key
+    mine, torchs = ours_rule.state_dict()["state"], theirs_rule.state_dict()["state"]
+    for number, state in torchs.items():
+        for key, value in state.items():
+            assert torch.equal(mine[number][key], value), (number, key)
+    assert len({float(state["step"]) for state in mine.values()}) == 2
+
+
+@pytest.mark.parametrize("max_norm", [None, 0.05, 1e6])
+def test_clipping_is_torchs_bit_for_bit(
+    tiny_model_config: ModelConfig, max_norm: float | None
+) -> None:
+    ours, theirs = build_model(tiny_model_config), build_model(tiny_model_config)
+    fill_gradients(ours, 0)
+    fill_gradients(theirs, 0)
+    norm = clip_gradients(list(ours.parameters()), max_norm)
+    limit = math.inf if max_norm is None else max_norm
+    assert torch.equal(norm, torch.nn.utils.clip_grad_norm_(theirs.parameters(), limit))
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
 
 
 @pytest.mark.parametrize("max_norm", [None, 0.05, 1e6])
@@ -225,7 +275,9 @@ def test_clipping_bounds_the_global_norm_and_returns_the_norm_before(
     before = [p.grad.double().clone() for p in model.parameters() if p.grad is not None]
     norm = math.sqrt(sum(float(g.square().sum()) for g in before))
     assert norm > 0.05
-    assert clip_gradients(model, max_norm).item() == pytest.approx(norm, rel=1e-5)
+    assert clip_gradients(list(model.parameters()), max_norm).item() == pytest.approx(
+        norm, rel=1e-5
+    )
     factor = min(1.0, max_norm / norm) if max_norm is not None else 1.0
     after = [p.grad.double() for p in model.parameters() if p.grad is not None]
     for old, new in zip(before, after, strict=True):
