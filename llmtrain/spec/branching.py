@@ -25,7 +25,7 @@ from llmtrain.spec.settings import TrainConfig
 Planned = tuple[TrainConfig, RunPlan]
 
 FOLDER = "branches"
-FORMAT = 1
+FORMAT = 2
 """Raised when a training step or the content of a checkpoint changes: older ones are refused."""
 
 

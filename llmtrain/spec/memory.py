@@ -9,9 +9,9 @@ V, H heads, and s bytes per activation (4 in float32, 2 under bfloat16 autocast)
 - copies 2 P_matmul under bfloat16: the weights that autocast casts and keeps for the backward pass;
 - activations, what autograd keeps of a layer per token: both norms' inputs 2 * 4 d (RMSNorm, which
   torch makes of several steps on a CPU, twice that), the inputs of four matrices 3 d s + F s, the
-  fused q, k, v 3 d s, q and k rotated 2 d s, q and k normed 2 * 4 d, the kernel's log-sums 4 H, and
-  of the MLP F s before its activation (SwiGLU 3 F s); under checkpointing the layer's input 4 d,
-  and one layer in full;
+  rotated q, k, v 3 d s, before that with qk_norm q, k, v 3 d s and q and k normed 2 * 4 d, the
+  kernel's log-sums 4 H, and of the MLP F s before its activation (SwiGLU 3 F s); under
+  checkpointing the layer's input 4 d, and one layer in full;
 - logits B T V (s + 4 + 4): as they leave the head, in float32, and the softmax's gradient.
 
 Left out: the allocator's waste, the context of CUDA (some hundred MB), and compiled kernels, which
@@ -117,10 +117,8 @@ def _kept_by_layer(model: ModelConfig, size: int) -> int:
     """Return the bytes per token that autograd keeps of a block."""
     d, ff = model.d_model, model.d_ff
     norms = 2 * FLOAT32 * d * (2 if model.norm == "rmsnorm" else 1)
-    attention = 7 * d * size + FLOAT32 * model.n_heads  # inputs of qkv and of out, q k v, rotated
-    if model.position == "learned":
-        attention -= 2 * d * size
+    attention = 5 * d * size + FLOAT32 * model.n_heads  # inputs of qkv and of out, q k v
     if model.qk_norm:
-        attention += 2 * FLOAT32 * d
+        attention += 3 * d * size + 2 * FLOAT32 * d
     before = 3 if model.activation == "swiglu" else 1
     return norms + attention + (d + (1 + before) * ff) * size

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llmtrain.spec.branching import FORMAT
 from llmtrain.spec.check import shown
 from llmtrain.spec.disk import make_folder, sync, writing
 from llmtrain.spec.errors import CheckpointError, MismatchError
@@ -51,7 +52,7 @@ def _save(
     tensors: dict[str, Tensor] = {}
     tree = _pack(state, "", tensors)
     _write_tensors(tensors, aside / TENSORS)
-    whose = {"run_id": run_id, "step": step}
+    whose = {"format": FORMAT, "run_id": run_id, "step": step}
     (aside / STATE).write_text(json.dumps(whose | tree, allow_nan=False), encoding="utf-8")
     files = {name: _describe(aside / name) for name in (TENSORS, STATE)}
     manifest = {"run_id": run_id, "step": step, "files": files}
@@ -125,6 +126,8 @@ def _read(path: Path, run_id: str) -> dict[str, Any]:
     name = STATE
     try:
         tree = read_json(path / STATE)
+        if tree["format"] != FORMAT:
+            raise ValueError(f"has format {shown(tree['format'])}, this version reads {FORMAT}")
         if (tree["run_id"], f"step-{tree['step']:09d}") != (run_id, path.name):
             raise ValueError(f"is of run {shown(tree['run_id'])}, step {shown(tree['step'])}")
         name = TENSORS

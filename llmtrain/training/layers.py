@@ -1,6 +1,7 @@
 """The parts of the transformer: linear layers, norms, rotary positions, attention, MLP, block.
 
-Letters on tensors: B batch, T time, D width, H heads, K head width, F MLP width, R replicas.
+Letters on tensors: B batch, T time, N = B T tokens, D width, H heads, K head width, F MLP width,
+R replicas. The residual stream is (N, D): to layers of small models, a matrix costs less than rows.
 
 Every parameter may have a leading axis of R replicas (stacked.py): then the batch holds R equal
 parts in the same order, and each part meets its own replica's weights.
@@ -31,9 +32,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def scaled(x: Tensor, gain: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x times a stack's gains, each replica's over its part of the batch, plus biases."""
-    y = x.unflatten(0, (len(gain), -1)) * gain[:, None, None]
+    each = (slice(None), *(None,) * (x.ndim + 1 - gain.ndim))
+    y = x.unflatten(0, (len(gain), -1)) * gain[each]
     if bias is not None:
-        y = y + bias[:, None, None]
+        y = y + bias[each]
     whole: Tensor = y.flatten(0, 1)
     return whole
 
@@ -109,23 +111,33 @@ def build_norm(config: ModelConfig) -> nn.Module:
     return LayerNorm(config.d_model, eps=1e-5, bias=config.bias)
 
 
-def rotary_tables(seq_len: int, d_head: int, base: float) -> tuple[Tensor, Tensor]:
-    """Return cosine and signed sine of the rotary angles, each (seq_len, 1, 1, d_head), float32.
+def rotary_table(seq_len: int, d_head: int, base: float) -> Tensor:
+    """Return the rotary turns of queries, keys and values, complex64 (seq_len, 3, 1, d_head/2).
 
-    Feature i turns together with feature i + d_head/2; the sine's first half is negative, so that
-    `rotate` needs no slices. Source: Su et al. 2021 (arXiv 2104.09864), section 3.2.2.
+    Features 2i and 2i + 1 are the real and imaginary part of a number that position t turns by the
+    angle t base^(-2i / d_head); values stay as they are: times one. Source: Su et al. 2021 (arXiv
+    2104.09864), section 3.2.2.
     """
     frequency = base ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
-    angle = torch.outer(torch.arange(seq_len, dtype=torch.float64), frequency)
-    cos = torch.cat([angle.cos(), angle.cos()], dim=1)
-    sin = torch.cat([-angle.sin(), angle.sin()], dim=1)
-    shape = (seq_len, 1, 1, d_head)
-    return cos.float().view(shape), sin.float().view(shape)
+    angle_TK = torch.outer(torch.arange(seq_len, dtype=torch.float64), frequency)
+    turn_TK = torch.polar(torch.ones_like(angle_TK), angle_TK)
+    turn_T3K = torch.stack([turn_TK, turn_TK, torch.ones_like(turn_TK)], dim=1)
+    return turn_T3K.unsqueeze(2).to(torch.complex64)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the last axis of x, (B, T, 2, H, K), by the angles in rows 0..T-1 of the tables."""
-    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn the pairs of the last axis of x, (B, T, 3, H, K), by a rotary table's first T rows.
+
+    On a CPU as complex numbers: one kernel forward and one back, where a small model's step is
+    little but kernels. Those have no bfloat16 and are not compiled, so elsewhere in real ones.
+    """
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2)
+    cos, sin = torch.view_as_real(turns).unbind(-1)
+    real, imaginary = pairs.unbind(-1)
+    turned = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
+    return turned.flatten(-2)
 
 
 def window_mask(n_tokens: int, window: int, device: torch.device) -> Tensor:
@@ -147,29 +159,30 @@ class Attention(nn.Module):
         self.qk_gain = nn.Parameter(torch.ones(2, 1, config.d_head)) if config.qk_norm else None
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None, mask_TT: Tensor | None
+        self, x_ND: Tensor, n_tokens: int, rotary: Tensor | None, mask_TT: Tensor | None
     ) -> Tensor:
-        """Attend under the mask, or over all earlier tokens where it is None; shape (B, T, D)."""
-        B, T, D = x_BTD.shape
-        qkv = self.qkv(x_BTD).view(B, T, 3, self.n_heads, self.d_head)
-        qk, v_BT1HK = qkv.split((2, 1), dim=2)
+        """Attend within rows of T tokens, under the mask or to all earlier ones; shape (N, D)."""
+        qkv = self.qkv(x_ND).view(-1, n_tokens, 3, self.n_heads, self.d_head)
+        dtype = qkv.dtype
         if self.qk_gain is not None:
+            qk, v = qkv.split((2, 1), dim=2)
             qk = functional.rms_norm(qk, (self.d_head,), eps=1e-6)
             stacked = self.qk_gain.ndim == 4
             qk = scaled(qk, self.qk_gain) if stacked else qk * self.qk_gain
+            qkv = torch.cat([qk, v], dim=2)
         if rotary is not None:
-            qk = rotate(qk, *rotary)
-        # Gains and tables are float32; under autocast the kernel wants one dtype for all three.
-        q_BTHK, k_BTHK = qk.to(v_BT1HK.dtype).unbind(2)
+            qkv = rotate(qkv, rotary)
+        # Gains and turns are float32; under autocast the kernel wants the narrow dtype.
+        q_BTHK, k_BTHK, v_BTHK = qkv.to(dtype).unbind(2)
         y_BHTK = functional.scaled_dot_product_attention(
             q_BTHK.transpose(1, 2),
             k_BTHK.transpose(1, 2),
-            v_BT1HK.squeeze(2).transpose(1, 2),
+            v_BTHK.transpose(1, 2),
             attn_mask=mask_TT,
             is_causal=mask_TT is None,
             scale=self.scale,
         )
-        attended: Tensor = self.out(y_BHTK.transpose(1, 2).reshape(B, T, D))
+        attended: Tensor = self.out(y_BHTK.transpose(1, 2).reshape(x_ND.shape))
         return attended
 
 
@@ -183,17 +196,17 @@ class MLP(nn.Module):
         self.up = Linear(config.d_model, n_up * config.d_ff, bias=config.bias)
         self.down = Linear(config.d_ff, config.d_model, bias=config.bias, residual=True)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Map every token by itself; shape (B, T, D)."""
-        h_BTF: Tensor = self.up(x_BTD)
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """Map every token by itself; shape (N, D)."""
+        h_NF: Tensor = self.up(x_ND)
         if self.activation == "gelu":
-            h_BTF = functional.gelu(h_BTF, approximate="tanh")
+            h_NF = functional.gelu(h_NF, approximate="tanh")
         elif self.activation == "relu2":
-            h_BTF = functional.relu(h_BTF).square()
+            h_NF = functional.relu(h_NF).square()
         else:
-            gate_BTF, value_BTF = h_BTF.chunk(2, dim=-1)
-            h_BTF = functional.silu(gate_BTF) * value_BTF
-        mapped: Tensor = self.down(h_BTF)
+            gate_NF, value_NF = h_NF.chunk(2, dim=-1)
+            h_NF = functional.silu(gate_NF) * value_NF
+        mapped: Tensor = self.down(h_NF)
         return mapped
 
 
@@ -209,14 +222,14 @@ class Block(nn.Module):
         self.dropout = config.dropout
 
     def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None, mask_TT: Tensor | None
+        self, x_ND: Tensor, n_tokens: int, rotary: Tensor | None, mask_TT: Tensor | None
     ) -> Tensor:
-        """Add both branches to the residual stream; shape (B, T, D)."""
-        attended_BTD = self.attention(self.attention_norm(x_BTD), rotary, mask_TT)
-        x_BTD = x_BTD + self._drop(attended_BTD)
-        return x_BTD + self._drop(self.mlp(self.mlp_norm(x_BTD)))
+        """Add both branches to the residual stream, in rows of T = n_tokens; shape (N, D)."""
+        attended_ND = self.attention(self.attention_norm(x_ND), n_tokens, rotary, mask_TT)
+        x_ND = x_ND + self._drop(attended_ND)
+        return x_ND + self._drop(self.mlp(self.mlp_norm(x_ND)))
 
-    def _drop(self, x_BTD: Tensor) -> Tensor:
+    def _drop(self, x_ND: Tensor) -> Tensor:
         if self.dropout == 0.0:
-            return x_BTD
-        return functional.dropout(x_BTD, self.dropout, self.training)
+            return x_ND
+        return functional.dropout(x_ND, self.dropout, self.training)

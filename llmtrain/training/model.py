@@ -1,6 +1,6 @@
 """A decoder-only transformer: pre-norm blocks, one fused projection for queries, keys and values.
 
-Letters on tensors: B batch, T time, D width, V vocabulary.
+Letters on tensors: B batch, T time, N = B T tokens, D width, V vocabulary.
 """
 
 import math
@@ -20,7 +20,7 @@ from llmtrain.training.layers import (
     Linear,
     build_norm,
     linear,
-    rotary_tables,
+    rotary_table,
     window_mask,
 )
 
@@ -52,9 +52,8 @@ class Transformer(nn.Module):
         self.final_norm = build_norm(config)
         self.head = None if config.tied_head else Linear(config.d_model, vocab_size, bias=False)
         if not learned:
-            cos, sin = rotary_tables(seq_len, config.d_head, config.rope_base)
-            self.register_buffer("cos", cos, persistent=False)
-            self.register_buffer("sin", sin, persistent=False)
+            turns = rotary_table(seq_len, config.d_head, config.rope_base)
+            self.register_buffer("turns", turns, persistent=False)
 
     def forward(self, tokens_BT: Tensor, *, window: int | None = None) -> Tensor:
         """Return logits (B, T, V) for T up to seq_len.
@@ -77,23 +76,25 @@ class Transformer(nn.Module):
         if self.position is not None:
             x_BTD = self.position.added_to(x_BTD)
         else:
-            rotary = (self.get_buffer("cos")[:n_tokens], self.get_buffer("sin")[:n_tokens])
+            rotary = self.get_buffer("turns")[:n_tokens]
+        x_ND = x_BTD.flatten(0, 1)
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
-                x_BTD = checkpoint(
+                x_ND = checkpoint(
                     block,
-                    x_BTD,
+                    x_ND,
+                    n_tokens,
                     rotary,
                     mask_TT,
                     use_reentrant=False,
                     preserve_rng_state=self.config.dropout > 0,  # a CUDA graph cannot read it
                 )
             else:
-                x_BTD = block(x_BTD, rotary, mask_TT)
-        x_BTD = self.final_norm(x_BTD)
+                x_ND = block(x_ND, n_tokens, rotary, mask_TT)
+        x_ND = self.final_norm(x_ND)
         if self.output_scale != 1.0:  # on the stream, not the logits: D is smaller than V
-            x_BTD = x_BTD * self.output_scale
-        return linear(x_BTD, self.head_weight)
+            x_ND = x_ND * self.output_scale
+        return linear(x_ND, self.head_weight).view(*tokens_BT.shape, -1)
 
     @property
     def head_weight(self) -> Tensor:

@@ -151,7 +151,7 @@ def test_an_edited_manifest_is_refused(saved, change, reason):
     assert_found(saved, reason)
 
 
-@pytest.mark.parametrize("change", [{"run_id": "another"}, {"step": 6}, {"dict": 5}])
+@pytest.mark.parametrize("change", [{"run_id": "another"}, {"step": 6}, {"dict": 5}, {"format": 1}])
 def test_a_state_of_elsewhere_is_refused_though_all_hashes_agree(saved, change):
     state, manifest = saved.newer / "state.json", saved.newer / "manifest.json"
     edited(state, **change)

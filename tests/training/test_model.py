@@ -1,13 +1,16 @@
+import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from llmtrain.spec.config import ModelConfig
-from llmtrain.training.layers import rotary_tables, rotate
+from llmtrain.training.layers import rotary_table, rotate
 from llmtrain.training.model import Transformer, cross_entropy, parameter_counts
 
 VOCAB, SEQ_LEN = 61, 24
@@ -149,27 +152,40 @@ def test_an_empty_window_is_refused(tiny_model_config: ModelConfig) -> None:
         build(tiny_model_config)(draw_tokens(1, 4), window=0)
 
 
-def test_rotary_scores_depend_on_the_distance_alone() -> None:
+@pytest.fixture(params=["complex", "real"])
+def turn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
+    """Rotation by either of its two forms."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: request.param == "real")
+    return rotate
+
+
+def test_rotary_scores_depend_on_the_distance_alone(turn: Callable[..., Tensor]) -> None:
     n_positions, d_head = 40, 16
-    cos, sin = rotary_tables(n_positions, d_head, 10000.0)
-    generator = torch.Generator().manual_seed(0)
-    query, key = torch.randn(2, 1, d_head, generator=generator).expand(2, n_positions, d_head)
-    turned = [rotate(x.reshape(1, n_positions, 1, 1, d_head), cos, sin) for x in (query, key)]
-    scores = turned[0].reshape(-1, d_head) @ turned[1].reshape(-1, d_head).T
+    table = rotary_table(n_positions, d_head, 10000.0)
+    draws = torch.randn(1, 1, 3, 1, d_head, generator=torch.Generator().manual_seed(0))
+    turned = turn(draws.expand(1, n_positions, 3, 1, d_head), table)
+    query, key, value = turned[0, :, :, 0].unbind(1)
+    scores = query @ key.T
     for distance in (0, 1, 5, 20):
         diagonal = scores.diagonal(-distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
     assert scores[:, 0].std() > 0.1
+    assert torch.equal(value, draws[0, 0, 2].expand_as(value))
 
 
-def test_rotary_pairs_turn_as_complex_numbers() -> None:
-    cos, sin = rotary_tables(9, 6, 100.0)
-    x = torch.randn(9, 6, generator=torch.Generator().manual_seed(0))
-    turned = rotate(x.view(1, 9, 1, 1, 6), cos, sin).view(9, 6)
-    t = torch.arange(9)[:, None]
-    phase = torch.exp(1j * t * 100.0 ** (-torch.arange(3) / 3))
-    by_phase = torch.complex(x[:, :3], x[:, 3:]) * phase
-    torch.testing.assert_close(turned, torch.cat([by_phase.real, by_phase.imag], dim=1))
+def test_rotary_pairs_turn_by_the_papers_matrix(turn: Callable[..., Tensor]) -> None:
+    x = torch.randn(2, 9, 3, 2, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    turned = turn(x, rotary_table(9, 6, 100.0))
+    expected = x.detach().double().numpy().copy()
+    for t, i in itertools.product(range(9), range(3)):  # equation 15
+        angle = t * 100.0 ** (-2 * i / 6)
+        matrix = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+        pair = expected[:, t, :2, :, 2 * i : 2 * i + 2]
+        expected[:, t, :2, :, 2 * i : 2 * i + 2] = pair @ np.array(matrix).T
+    np.testing.assert_allclose(turned.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+    turned.backward(turned.detach())  # a rotation: its transpose takes back what it did
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, x.detach())
 
 
 def test_initial_weights_follow_the_seed_and_nothing_else(tiny_model_config: ModelConfig) -> None:
