@@ -44,7 +44,7 @@ class TokenSource:
             if 4 * len(tokens) <= RESIDENT_SHARE * memory:
                 self.resident = resident(tokens, device)
 
-    def rows(self, starts: Starts | Tensor, length: int) -> tuple[Tensor, Tensor]:
+    def rows(self, starts: Starts | Tensor, length: int) -> Batch:
         """Return inputs and targets, both int64 of shape (len(starts), length), on the device.
 
         `starts` may lie on the device already where the tokens do: then nothing is sent.
@@ -81,7 +81,7 @@ class Batches:
         self.ahead: tuple[range, PlanStage, Batch] | None = None
         """Steps that were read together, their stage, and their rows."""
 
-    def at(self, step: int, stage: PlanStage | None = None) -> tuple[Tensor, Tensor]:
+    def at(self, step: int, stage: PlanStage | None = None) -> Batch:
         """Return (inputs, targets) of step `step`, both (rows, row_len) of `stage`, or its own."""
         stage = self.plan.shape_at(step) if stage is None else stage
         if self.source.device.type != "cpu":
@@ -94,7 +94,7 @@ class Batches:
         first = (step - steps.start) * stage.rows
         return inputs[first : first + stage.rows], targets[first : first + stage.rows]
 
-    def cut(self, starts: Starts | Tensor, stage: PlanStage) -> tuple[Tensor, Tensor]:
+    def cut(self, starts: Starts | Tensor, stage: PlanStage) -> Batch:
         """Return (inputs, targets) of steps whose blocks lie at `starts`.
 
         Every step reads the same number of blocks, so the order of the text does not depend on
@@ -107,7 +107,7 @@ class Batches:
         return inputs.reshape(shape), targets.reshape(shape)
 
 
-def validation_rows(corpus: Corpus, *, n_tokens: int, seq_len: int) -> tuple[Tensor, Tensor]:
+def validation_rows(corpus: Corpus, *, n_tokens: int, seq_len: int) -> Batch:
     """Return the rows that every evaluation uses: spread over the split, the same for every run."""
     n_rows = n_tokens // seq_len
     available = corpus.manifest.val.n_tokens
