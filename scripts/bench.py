@@ -11,8 +11,10 @@
 
 Keys:
   what=step         one optimizer step, by shape and option: tokens/s, MFU over the matmul rate
-                    measured beside it (models=w32d2,w64d4,w128d4, steps=50, tokens=4096 a step,
-                    variants=float32,bfloat16; there are float32-compiled and bfloat16-compiled too)
+                    measured beside it, GB at its widest (on a CPU besides weights and moments;
+                    models=w32d2,w64d4,w128d4, steps=50, tokens=4096 a step, vocab=256,
+                    variants=float32,bfloat16; float32-compiled, bfloat16-compiled, chunked and
+                    bfloat16-chunked are others)
   what=run          seconds of runs of `tokens` x 1, 3 and 10, warm and as a command each: the fixed
                     cost of a run (model=w32d2, tokens=102400)
   what=sweep        a sweep from the command to the fitted curve: where its time goes, its MFU

@@ -12,7 +12,9 @@ V, H heads, and s bytes per activation (4 in float32, 2 under bfloat16 autocast)
   rotated q, k, v 3 d s, before that with qk_norm q, k, v 3 d s and q and k normed 2 * 4 d, the
   kernel's log-sums 4 H, and of the MLP F s before its activation (SwiGLU 3 F s); under
   checkpointing the layer's input 4 d, and one layer in full;
-- logits B T V (s + 4 + 4): as they leave the head, in float32, and the softmax's gradient.
+- logits B T V (s + 4 + 4): as they leave the head, in float32, and the softmax's gradient. With a
+  chunked head 4 V for each of at most 512 tokens, the gradient of the stream 4 B T d, and, after
+  the first of several passes, that of the head 4 V d, which has to wait for its sum.
 
 Left out: the allocator's waste, the context of CUDA (some hundred MB), and compiled kernels, which
 keep less. The test holds it against what torch really saves.
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING
 from llmtrain.spec.config import ModelConfig
 from llmtrain.spec.errors import PlanError
 from llmtrain.spec.flops import param_groups
-from llmtrain.spec.settings import TrainConfig
+from llmtrain.spec.settings import HEAD_ROWS, TrainConfig
 
 if TYPE_CHECKING:
     from llmtrain.spec.plan import PlanStage, RunPlan
@@ -46,7 +48,7 @@ class MemoryEstimate:
     activations: int
     """Kept for the backward pass of one forward pass."""
     logits: int
-    """With their float32 copy and gradient."""
+    """With their float32 copy and gradient; of a chunked head, what it keeps in their place."""
 
     @property
     def total(self) -> int:
@@ -73,14 +75,14 @@ def memory_bytes(config: TrainConfig, plan: "RunPlan") -> MemoryEstimate:
     if config.optimizer.name == "muon":
         moments -= 4 * groups.blocks
     pass_tokens = max(_pass_tokens(config, stage) for stage in plan.stages)
-    vocab = config.data.vocab_size
+    copied = groups.blocks + (groups.head if config.runtime.loss_head == "full" else 0)
     return MemoryEstimate(
         parameters=FLOAT32 * groups.total,
         gradients=FLOAT32 * groups.total,
         optimizer=moments,
-        copies=0 if size == FLOAT32 else size * (groups.blocks + groups.head),
+        copies=0 if size == FLOAT32 else size * copied,
         activations=pass_tokens * _kept_per_token(config, size),
-        logits=pass_tokens * vocab * ((0 if size == FLOAT32 else size) + 2 * FLOAT32),
+        logits=_logits(config, plan, pass_tokens),
     )
 
 
@@ -103,6 +105,17 @@ def _pass_tokens(config: TrainConfig, stage: "PlanStage") -> int:
     """Return the tokens of one forward pass: whole rows, as the trainer cuts them."""
     wanted = config.runtime.micro_batch_tokens or stage.step_tokens
     return min(stage.rows, max(1, wanted // stage.row_len)) * stage.row_len
+
+
+def _logits(config: TrainConfig, plan: "RunPlan", pass_tokens: int) -> int:
+    """Return the bytes of the loss head besides weights and their gradients."""
+    vocab, width = config.data.vocab_size, config.model.d_model
+    if config.runtime.loss_head == "full":
+        narrow = 0 if config.runtime.dtype == "float32" else 2
+        return pass_tokens * vocab * (narrow + 2 * FLOAT32)
+    several = any(_pass_tokens(config, stage) < stage.step_tokens for stage in plan.stages)
+    waiting = vocab * width if several else 0
+    return FLOAT32 * (min(pass_tokens, HEAD_ROWS) * vocab + pass_tokens * width + waiting)
 
 
 def _kept_per_token(config: TrainConfig, size: int) -> int:

@@ -18,6 +18,9 @@ from llmtrain.spec.config import (
 from llmtrain.spec.data import DataConfig
 from llmtrain.spec.sweeps import LaunchConfig, SweepConfig
 
+HEAD_ROWS = 512
+"""Tokens whose logits a chunked loss head has at once; on a CPU more are hardly faster."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
@@ -53,6 +56,10 @@ class RuntimeConfig:
     """Tokens of one forward pass; null takes the whole batch."""
     activation_checkpointing: bool
     """Recompute activations in the backward pass: less memory, more time."""
+    loss_head: Literal["full", "chunked"]
+    """chunked: training's loss from the logits of 512 tokens at a time, in float32 under bfloat16
+    too, with its gradients in the same pass: less memory, and on a CPU less time, where the
+    vocabulary is large. Wants torch 2.13."""
     peak_tflops: float | None
     """Peak of one device for MFU, in TFLOP/s; null looks it up, or leaves MFU out."""
     parallel: Literal["none", "ddp", "fsdp"]
@@ -68,9 +75,14 @@ class RuntimeConfig:
     stacks; null: never. Longer than any compilation. A sweep has hydra.launcher.hang_seconds."""
 
     def __post_init__(self) -> None:
-        """Refuse counts below one."""
+        """Refuse counts below one, and a loss head that a stack of models cannot share."""
         check_between("runtime.n_threads", self.n_threads, 1, 4096)
         check_between("runtime.stack", self.stack, 1, 256)
+        check(
+            self.stack == 1 or self.loss_head == "full",
+            f"runtime.stack={self.stack} does not go with runtime.loss_head={self.loss_head}, "
+            "which knows one model's weights; use runtime.stack=1 or runtime.loss_head=full",
+        )
         for field in ("micro_batch_tokens", "peak_tflops", "memory_gb", "hang_s"):
             if getattr(self, field) is not None:
                 check_positive(f"runtime.{field}", getattr(self, field))
@@ -183,6 +195,11 @@ class TrainConfig:
             f"evaluation.n_tokens={self.evaluation.n_tokens} must hold two rows of "
             f"seq_len.seq_len={self.seq_len.seq_len}: one row has no standard error",
         )
+        check(
+            self.optimizer.z_loss == 0 or self.runtime.loss_head == "full",
+            f"optimizer.z_loss={self.optimizer.z_loss:g} does not go with runtime.loss_head="
+            f"{self.runtime.loss_head}, which has no log-partition; use runtime.loss_head=full",
+        )
         reason = refused_by_graph(self)
         check(
             self.runtime.cuda_graph != "on" or reason is None,
@@ -198,6 +215,8 @@ def refused_by_graph(config: TrainConfig) -> str | None:
         return "runtime.device=cpu"
     if config.runtime.parallel != "none":
         return f"runtime.parallel={config.runtime.parallel}"
+    if config.runtime.loss_head != "full":  # never captured on a GPU so far
+        return f"runtime.loss_head={config.runtime.loss_head}"
     if config.model.dropout > 0:  # its seed is set anew on the host for every step
         return f"model.dropout={config.model.dropout:g}"
     if config.optimizer.name not in ("adamw", "adam"):  # their rate is a number of the host's

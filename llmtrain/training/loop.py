@@ -11,6 +11,7 @@ from llmtrain.spec.record import RunRecord, read_record
 from llmtrain.spec.room import refuse_room
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.training import runtime
+from llmtrain.training.loss_head import refuse_missing_head
 from llmtrain.training.parallel import Team, joined
 from llmtrain.training.progress import ProgressHook, StepHook
 from llmtrain.training.run import Run
@@ -46,6 +47,7 @@ def planned(config: TrainConfig, corpus: Corpus) -> RunPlan:
     )
     check_branches(config, plan)
     runtime.refuse_missing_gpu(config.runtime)
+    refuse_missing_head(config.runtime)
     return plan
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from llmtrain.spec.config import ModelConfig
+from llmtrain.spec.settings import HEAD_ROWS
 from llmtrain.training import mup
 from llmtrain.training.layers import (
     Attention,
@@ -55,8 +56,10 @@ class Transformer(nn.Module):
             turns = rotary_table(seq_len, config.d_head, config.rope_base)
             self.register_buffer("turns", turns, persistent=False)
 
-    def forward(self, tokens_BT: Tensor, *, window: int | None = None) -> Tensor:
-        """Return logits (B, T, V) for T up to seq_len.
+    def forward(
+        self, tokens_BT: Tensor, *, window: int | None = None, targets_BT: Tensor | None = None
+    ) -> Tensor:
+        """Return logits (B, T, V) for T up to seq_len, or with targets their `chunked_nll`.
 
         With a window every token sees itself and the window - 1 tokens before it, else all.
         Raises ValueError for more than seq_len tokens or a window below 1.
@@ -94,6 +97,8 @@ class Transformer(nn.Module):
         x_ND = self.final_norm(x_ND)
         if self.output_scale != 1.0:  # on the stream, not the logits: D is smaller than V
             x_ND = x_ND * self.output_scale
+        if targets_BT is not None:
+            return chunked_nll(x_ND, self.head_weight, targets_BT.flatten())
         return linear(x_ND, self.head_weight).view(*tokens_BT.shape, -1)
 
     @property
@@ -170,6 +175,17 @@ def cross_entropy(
     if z_loss == 0.0:
         return nll.detach(), nll
     return nll.detach(), nll + z_loss * logits.logsumexp(dim=-1).square().mean()
+
+
+def chunked_nll(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Return the mean negative log-likelihood in nats, from the logits of a few rows at a time.
+
+    Gradients are computed on the way, so `backward` goes once. All of it is float32, whatever
+    autocast says: of bfloat16 inputs torch sums and returns the loss in bfloat16, percents off.
+    """
+    options = nn.LinearCrossEntropyOptions(batch_chunk_size=HEAD_ROWS, acc_policy="compact")
+    with torch.autocast(x_ND.device.type, enabled=False):
+        return functional.linear_cross_entropy(x_ND.float(), weight_VD, targets_N, options=options)
 
 
 def parameter_counts(model: Transformer) -> dict[str, int]:

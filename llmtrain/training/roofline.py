@@ -1,11 +1,13 @@
-"""What the machine itself can do, measured on the spot: matmuls and copies."""
+"""What the machine itself can do, and what a call needs of a CPU's memory, measured on the spot."""
 
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from statistics import median
 from typing import Literal
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 DType = Literal["float32", "bfloat16"]
 
@@ -38,6 +40,17 @@ def reset_peak_memory(device: torch.device) -> None:
     """Forget the peak so far, where the device keeps one of its own."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_allocated(action: Callable[[], object]) -> int:
+    """Return the bytes that a call has of a CPU's memory at its widest, besides what was there."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        action()
+    assert seen.profiler is not None
+    events = seen.profiler.kineto_results.events()
+    memory = [event for event in events if event.name() == "[memory]"]
+    held = accumulate(event.nbytes() for event in sorted(memory, key=lambda e: e.start_ns()))
+    return max(held, default=0)
 
 
 def _seconds(action: Callable[[], object], device: torch.device) -> float:

@@ -17,7 +17,8 @@ from llmtrain.training.batches import Batches
 from llmtrain.training.clocks import Stopwatch
 from llmtrain.training.evaluate import Evaluation, Evaluator
 from llmtrain.training.guard import REMEDY, Guard, nonfinite_weight
-from llmtrain.training.model import Transformer, cross_entropy
+from llmtrain.training.loss_head import LossHead
+from llmtrain.training.model import Transformer
 from llmtrain.training.optim import (
     build_optimizer,
     clip_gradients,
@@ -64,7 +65,7 @@ class Session:
         self.model.init_weights(config.seed)
         if config.runtime.compile:
             compile_blocks(self.model.blocks)
-        self.forward = team.place(self.model, device)
+        self.losses = LossHead(config, team.place(self.model, device), device)
         self.parameters = list(self.model.parameters())
         self.batches = Batches(corpus, plan, config.seed, device)
         graphed = wants_graph(config, self.batches.source)
@@ -158,11 +159,7 @@ class Session:
         total = torch.zeros((), device=self.device)
         for part in self.passes(stage):
             with self.team.during(part):
-                with self.autocast():
-                    logits = self.forward(inputs[part.rows], window=stage.window)
-                nll, loss = cross_entropy(
-                    logits, targets[part.rows], z_loss=self.config.optimizer.z_loss
-                )
+                nll, loss = self.losses(inputs[part.rows], targets[part.rows], stage.window)
                 (loss * part.weight).backward()
             total = total + nll * part.share
         return self.team.sum(total)

@@ -25,16 +25,18 @@ VARIANTS = {
     "bfloat16": ("runtime.dtype=bfloat16", "runtime.compile=false"),
     "float32-compiled": ("runtime.dtype=float32", "runtime.compile=true"),
     "bfloat16-compiled": ("runtime.dtype=bfloat16", "runtime.compile=true"),
+    "chunked": ("runtime.dtype=float32", "runtime.loss_head=chunked"),
+    "bfloat16-chunked": ("runtime.dtype=bfloat16", "runtime.loss_head=chunked"),
 }
 COUNTS: dict[str, FlopsConvention] = {"causal": "causal_attention", "full": "full_attention"}
 ROUND = 5
-"""Steps of one variant before the next one has its turn."""
+"""Steps of one variant before the next one has its turn; fewer where there are few in all."""
 SETTLE = 5
-"""Steps before any is timed."""
+"""Steps before any is timed, and not more than are."""
 
 
 def time_steps(keys: Mapping[str, Any]) -> Seconds:
-    """Return tokens per second, MFU and, on a GPU, memory of every shape under every variant.
+    """Return tokens per second, MFU and memory of every shape under every variant.
 
     The variants of a shape take turns, so that all meet the same load; the median step counts.
     Attention is counted causal (half) and full, both over the matmul rate measured just before.
@@ -46,7 +48,7 @@ def time_steps(keys: Mapping[str, Any]) -> Seconds:
     with tempfile.TemporaryDirectory() as root:
         for model in keys["models"].split(","):
             configs = {name: _config(model, name, keys, root) for name in variants}
-            corpus = open_corpus(prepare(configs[variants[0]].data))
+            corpus = _widened(open_corpus(prepare(configs[variants[0]].data)), keys["vocab"])
             device = runtime.pick_device(configs[variants[0]].runtime)
             if not found:
                 found = {
@@ -73,6 +75,15 @@ def _config(model: str, variant: str, keys: Mapping[str, Any], root: str) -> Tra
     return build_run(compose("train", overrides))[0]
 
 
+def _widened(corpus: Corpus, vocab_size: int) -> Corpus:
+    """Return the corpus under a vocabulary of which its text uses the first tokens alone."""
+    least = corpus.manifest.vocab_size
+    check(vocab_size >= least, f"vocab={vocab_size} is less than the text's {least}")
+    return dataclasses.replace(
+        corpus, manifest=dataclasses.replace(corpus.manifest, vocab_size=vocab_size)
+    )
+
+
 def _session(config: TrainConfig, corpus: Corpus) -> Session:
     plan = plan_run(config, vocab_size=corpus.manifest.vocab_size, unique_tokens=None)
     few = dataclasses.replace(config.evaluation, n_tokens=2 * config.seq_len.seq_len)
@@ -86,24 +97,34 @@ def _shape(
     memory = {}
     for name, session in sessions.items():
         roofline.reset_peak_memory(session.device)
-        _take(session, SETTLE)
-        memory[name] = runtime.peak_memory_bytes(session.device)
+        _take(session, min(SETTLE, n_steps))
+        memory[name] = _memory(session)
     steps: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(max(1, n_steps // ROUND)):
+    in_turn = max(1, min(ROUND, n_steps // ROUND))
+    for _ in range(n_steps // in_turn):
         for name, session in sessions.items():
-            steps[name].append(_take(session, ROUND) / ROUND)
+            steps[name].append(_take(session, in_turn) / in_turn)
     found: Seconds = {}
     for name, session in sessions.items():
         plan = session.plan
         rate = plan.batch_tokens / median(steps[name])
-        peak = ceilings[f"matmul {name.partition('-')[0]}, GFLOP/s"] * 1e9
+        peak = ceilings[f"matmul {session.config.runtime.dtype}, GFLOP/s"] * 1e9
         found[f"{model} {name}, tokens/s"] = rate
         for count, convention in COUNTS.items():
             per_token = plan.flops[convention] / plan.n_tokens
             found[f"{model} {name}, MFU {count}, %"] = 100 * per_token * rate / peak
-        if session.device.type == "cuda":  # a process on a CPU has one peak for all of them
-            found[f"{model} {name}, GB"] = memory[name] / 1e9
+        found[f"{model} {name}, GB"] = memory[name] / 1e9
     return found
+
+
+def _memory(session: Session) -> int:
+    """Return the peak so far on a GPU; on a CPU that of one more step, weights and moments aside.
+
+    A process on a CPU has one peak, for all variants.
+    """
+    if session.device.type == "cuda":
+        return runtime.peak_memory_bytes(session.device)
+    return roofline.peak_allocated(lambda: _take(session, 1))
 
 
 def _take(session: Session, n_steps: int) -> float:
@@ -132,7 +153,7 @@ def ratios(found: Seconds) -> Facts:
 
 BENCH = Bench(
     column="as named",
-    keys={"steps": "50", "tokens": "4096"},
+    keys={"steps": "50", "tokens": "4096", "vocab": "256"},
     text={"models": "w32d2,w64d4,w128d4", "variants": "float32,bfloat16"},
     run=time_steps,
     facts=ratios,

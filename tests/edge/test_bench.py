@@ -121,6 +121,12 @@ def test_steps_and_runs_are_measured(tmp_path: Path) -> None:
     # (6 N + 6 L d T) over (6 N + 12 L d T), for N = 10,240, L = 2, d = 16, T = 128.
     N, attention = 10_240, 6 * 2 * 16 * 128
     assert counts[0] / counts[1] == pytest.approx((6 * N + attention) / (6 * N + 2 * attention))
+    keys = ("models=w16d2", "variants=float32,chunked", "vocab=8192", "steps=2", "tokens=1024")
+    done = bench("what=step", "repeats=1", *keys, f"out={out}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text(encoding="utf-8"))["median"]
+    full, chunked = (found[f"w16d2 {variant}, GB"] for variant in ("float32", "chunked"))
+    assert 0 < chunked < full / 2
     done = bench("what=run", "repeats=1", "model=w16d2", "tokens=8192", f"out={out}")
     assert done.returncode == 0, done.stderr
     facts = json.loads(out.read_text(encoding="utf-8"))["facts"]

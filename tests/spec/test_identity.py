@@ -52,6 +52,7 @@ FREE = {
 }
 # Free too, where the schedule allows them; and a key that is left out of the identity while null.
 TRUNK_KEYS = {"checkpoint.branch_at", "checkpoint.branch_from"}
+NOT_STACKED = {"runtime.loss_head"}  # free, but refused beside runtime.stack
 NULL_LEFT_OUT = {"seq_len.warmup_tokens"}
 # Every kind of key that matters: numbers with many values, close together and far apart.
 DECIDING = {
@@ -145,7 +146,7 @@ def test_an_amount_that_python_gave_as_an_int_is_the_same_amount(make):
 def test_every_key_of_a_run_is_either_free_or_decides(make, raw):
     """A new key must be put on one of the two sides."""
     identity = leaves(run_identity(make())) - {"dtype"} | {"runtime.dtype"}
-    assert leaves(raw) == identity | set(FREE) | TRUNK_KEYS | NULL_LEFT_OUT
+    assert leaves(raw) == identity | set(FREE) | TRUNK_KEYS | NOT_STACKED | NULL_LEFT_OUT
     assert not identity & set(FREE)
     for key, values in FREE.items():
         ids = {run_id(build_run(changed(raw, {key: value}))[0]) for value in values}
@@ -153,6 +154,10 @@ def test_every_key_of_a_run_is_either_free_or_decides(make, raw):
     for key, values in DECIDING.items():
         ids = {run_id(build_run(changed(raw, {key: value}))[0]) for value in values}
         assert len(ids) == len(values), key
+
+
+def test_the_loss_head_is_free(make):
+    assert run_id(make({"runtime.loss_head": "chunked"})) == run_id(make())
 
 
 def test_trunk_keys_are_free_and_a_length_warmup_in_tokens_decides(make):

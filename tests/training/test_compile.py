@@ -42,6 +42,16 @@ def train(made):
     return warm - before, counters["stats"]["unique_graphs"] - warm, losses, evaluation.loss
 
 
+def test_a_chunked_loss_head_stays_outside_of_the_graphs(make, corpus):
+    changes = {"runtime.compile": True, "runtime.micro_batch_tokens": 64}
+    warm, later, full, _ = train(new_session(make, corpus, changes))
+    torch._dynamo.reset()
+    changes |= {"runtime.loss_head": "chunked"}
+    *graphs, chunked, _ = train(new_session(make, corpus, changes))
+    assert graphs == [warm, later]
+    torch.testing.assert_close(chunked, full, rtol=1e-5, atol=0)
+
+
 def test_depth_seed_and_rate_reuse_the_graphs_of_one_width(make, corpus):
     compiled = {"runtime.compile": True}
     warm, later, losses, evaluation = train(new_session(make, corpus, compiled))

@@ -44,6 +44,12 @@ CASES = {
         "budget.n_tokens": 1920,
         "runtime.micro_batch_tokens": 32,
     },
+    "chunked": {
+        **UNEVEN,
+        "runtime.micro_batch_tokens": 64,
+        "runtime.loss_head": "chunked",
+        "model.tied_head": True,
+    },
     "one_row": {
         "recipe.batch_tokens": 32,
         "recipe.warmup_tokens": 64,
