@@ -12,9 +12,9 @@ V, H heads, and s bytes per activation (4 in float32, 2 under bfloat16 autocast)
   rotated q, k, v 3 d s, before that with qk_norm q, k, v 3 d s and q and k normed 2 * 4 d, the
   kernel's log-sums 4 H, and of the MLP F s before its activation (SwiGLU 3 F s); under
   checkpointing the layer's input 4 d, and one layer in full;
-- logits B T V (s + 4 + 4): as they leave the head, in float32, and the softmax's gradient. With a
-  chunked head 4 V for each of at most 512 tokens, the gradient of the stream 4 B T d, and, after
-  the first of several passes, that of the head 4 V d, which has to wait for its sum.
+- logits 3 * 4 B T V, on the way back: the log-softmax, its gradient and theirs. With a chunked head
+  4 V for each of at most 512 tokens, the gradient of the stream 4 B T d, and, after the first of
+  several passes, that of the head 4 V d, which has to wait for its sum.
 
 Left out: the allocator's waste, the context of CUDA (some hundred MB), and compiled kernels, which
 keep less. The test holds it against what torch really saves.
@@ -96,8 +96,8 @@ def refuse_memory(config: TrainConfig, plan: "RunPlan") -> None:
         raise PlanError(
             f"w{config.model.d_model}d{config.model.n_layers} needs about {needed / GB:.3g} GB "
             f"with {plan.batch_tokens} tokens per step, more than runtime.memory_gb={limit:g}; set "
-            "runtime.micro_batch_tokens, or runtime.activation_checkpointing=true, or shrink the "
-            "model"
+            "runtime.micro_batch_tokens, runtime.activation_checkpointing=true or "
+            "runtime.loss_head=chunked, or shrink the model"
         )
 
 
@@ -111,8 +111,7 @@ def _logits(config: TrainConfig, plan: "RunPlan", pass_tokens: int) -> int:
     """Return the bytes of the loss head besides weights and their gradients."""
     vocab, width = config.data.vocab_size, config.model.d_model
     if config.runtime.loss_head == "full":
-        narrow = 0 if config.runtime.dtype == "float32" else 2
-        return pass_tokens * vocab * (narrow + 2 * FLOAT32)
+        return pass_tokens * vocab * 3 * FLOAT32
     several = any(_pass_tokens(config, stage) < stage.step_tokens for stage in plan.stages)
     waiting = vocab * width if several else 0
     return FLOAT32 * (min(pass_tokens, HEAD_ROWS) * vocab + pass_tokens * width + waiting)

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.nn import functional
 
 from llmtrain.spec.errors import PlanError
 from llmtrain.spec.memory import memory_bytes
@@ -118,6 +119,21 @@ def test_a_chunked_heads_part_is_what_torch_allocates(make, n_tokens, n_passes):
             chunked_nll(x, weight, targets).backward()
 
     assert peak_allocated(passes) == pytest.approx(found.logits + weight.nbytes, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_full_heads_part_is_what_torch_allocates(make, dtype):
+    _, found = estimate(make(WIDE | {"recipe.batch_tokens": 2048, "runtime.dtype": dtype}))
+    x = torch.zeros(1, 2048, 64, requires_grad=True)
+    weight = torch.zeros(4096, 64, requires_grad=True)
+    targets = torch.zeros(1, 2048, dtype=torch.long)
+
+    def head():
+        with torch.autocast("cpu", enabled=dtype == "bfloat16"):
+            logits = functional.linear(x, weight)
+        return cross_entropy(logits, targets, z_loss=0.0)[1]
+
+    assert peak_allocated(lambda: head().backward()) == pytest.approx(found.logits, rel=0.05)
 
 
 def test_a_step_with_a_chunked_head_needs_as_much_less_as_is_estimated(make, corpus):
