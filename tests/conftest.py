@@ -109,6 +109,7 @@ RAW: dict[str, Any] = {
         "n_threads": 1,
         "micro_batch_tokens": None,
         "activation_checkpointing": False,
+        "attention": "auto",
         "loss_head": "full",
         "peak_tflops": None,
         "parallel": "none",

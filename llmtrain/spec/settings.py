@@ -56,6 +56,9 @@ class RuntimeConfig:
     """Tokens of one forward pass; null takes the whole batch."""
     activation_checkpointing: bool
     """Recompute activations in the backward pass: less memory, more time."""
+    attention: Literal["auto", "flash", "cudnn", "efficient", "math"]
+    """The kernel that torch's attention tries before the others; math: plain products and no other;
+    auto: torch's own order."""
     loss_head: Literal["full", "chunked"]
     """chunked: training's loss from the logits of 512 tokens at a time, in float32 under bfloat16
     too, with its gradients in the same pass: less memory, and on a CPU less time, where the

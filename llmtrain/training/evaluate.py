@@ -54,7 +54,7 @@ class Evaluator:
     def __call__(
         self,
         forward: Callable[[Tensor], Tensor],
-        autocast: Callable[[], AbstractContextManager[None]],
+        forward_pass: Callable[[], AbstractContextManager[None]],
         between: Callable[[], None] = lambda: None,
     ) -> Evaluation:
         """Return the loss of `forward`, which maps (B, T) tokens to (B, T, V) logits.
@@ -67,7 +67,7 @@ class Evaluator:
         for part in self.team.passes(n_rows, self.rows_per_pass):
             between()
             inputs, targets = self.inputs[part.rows], self.targets[part.rows]
-            with autocast():
+            with forward_pass():
                 logits = forward(self._filled(inputs).to(self.device))[: len(inputs)]
             nll = F.cross_entropy(
                 logits.float().flatten(0, 1), targets.to(self.device).flatten(), reduction="none"
@@ -88,10 +88,10 @@ class Evaluator:
     def rehearse(
         self,
         forward: Callable[[Tensor], Tensor],
-        autocast: Callable[[], AbstractContextManager[None]],
+        forward_pass: Callable[[], AbstractContextManager[None]],
     ) -> None:
         """Do one pass and forget it: what is compiled for it is there when it counts."""
-        with autocast():
+        with forward_pass():
             forward(self._filled(self.inputs[: self.rows_per_pass]).to(self.device))
 
     def _filled(self, inputs: Tensor) -> Tensor:

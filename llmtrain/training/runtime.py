@@ -13,6 +13,7 @@ from types import FrameType
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import llmtrain
 from llmtrain.spec.errors import ConfigError
@@ -33,8 +34,12 @@ PEAK_TFLOPS = {
     "RTX 3090": 71.0,
     "V100": 125.0,
 }
-
-
+KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 COMPILED_GRAPHS = 4096  # of one function and process, before compiling fails: shapes x lengths x 2
 
 # What torch says besides torch.OutOfMemoryError: its CPU allocator, CUDA's libraries, C++.
@@ -60,20 +65,28 @@ def refuse_missing_gpu(config: RuntimeConfig) -> None:
     """Raise ConfigError where a setting asks for a GPU and there is none."""
     if torch.cuda.is_available():
         return
-    for key, value, remedy in (("device", "cuda", "auto"), ("cuda_graph", "on", "off")):
+    settings = [("device", "cuda", "auto"), ("cuda_graph", "on", "off")]
+    settings += [("attention", kernel, "auto") for kernel in ("cudnn", "efficient")]
+    for key, value, remedy in settings:
         if getattr(config, key) == value:
             raise ConfigError(
                 f"runtime.{key}={value}, but torch sees no GPU; use runtime.{key}={remedy}"
             )
 
 
-def autocast(
-    device: torch.device, config: RuntimeConfig
-) -> contextlib.AbstractContextManager[None]:
-    """Return the context of forward passes: bfloat16 autocast, or nothing for float32."""
-    if config.dtype == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
+@contextlib.contextmanager
+def forward_pass(device: torch.device, config: RuntimeConfig) -> Iterator[None]:
+    """Return the context of forward passes: bfloat16 autocast, and the order of kernels."""
+    with contextlib.ExitStack() as held:
+        if config.dtype == "bfloat16":
+            half = torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
+            held.enter_context(half)
+        if config.attention != "auto":
+            order = [KERNELS[config.attention], *KERNELS.values()]  # twice one is once for torch
+            if config.attention == "math":  # it takes everything, but on a CPU only alone
+                order = order[:1]
+            held.enter_context(sdpa_kernel(order, set_priority=True))
+        yield
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:

@@ -25,6 +25,7 @@ VARIANTS = {
     "bfloat16": ("runtime.dtype=bfloat16", "runtime.compile=false"),
     "float32-compiled": ("runtime.dtype=float32", "runtime.compile=true"),
     "bfloat16-compiled": ("runtime.dtype=bfloat16", "runtime.compile=true"),
+    "bfloat16-cudnn": ("runtime.dtype=bfloat16", "runtime.compile=true", "runtime.attention=cudnn"),
     "chunked": ("runtime.dtype=float32", "runtime.loss_head=chunked"),
     "bfloat16-chunked": ("runtime.dtype=bfloat16", "runtime.loss_head=chunked"),
 }

@@ -25,6 +25,7 @@ FREE = {
     "guard.max_skips": [10, 0],
     "guard.on_spike": ["note", "stop"],
     "runtime.cuda_graph": ["off", "auto"],
+    "runtime.attention": ["auto", "flash", "cudnn", "math"],
     "runtime.stack": [1, 8],
     "checkpoint.every_s": [3600.0, 60.0],
     "checkpoint.every_steps": [None, 7],

@@ -11,12 +11,21 @@ import pytest
 import torch
 from setups import new_session
 from stops import Stop
+from torch.nn.attention import _cur_sdpa_kernel_backends
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from llmtrain.spec.errors import CheckpointError, DivergedError, InterruptedRunError, MismatchError
+from llmtrain.spec.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    InterruptedRunError,
+    MismatchError,
+)
 from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import read_state, run_directory
 from llmtrain.training import batches
 from llmtrain.training.loop import train
+from llmtrain.training.runtime import KERNELS, forward_pass
 
 CPU = torch.device("cpu")
 
@@ -200,3 +209,45 @@ def test_a_sample_is_written_and_continues_the_validation_text(run, corpus):
     beginning = bytes(corpus.val[:32].astype("uint8")).decode()
     assert text.startswith(beginning)
     assert len(text) >= len(beginning) + 40
+
+
+class Kernels(TorchDispatchMode):
+    """Notes the attention kernels that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.called = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "softmax" in str(func) or "attention" in str(func):
+            self.called.add(str(func).partition(".")[2])
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_attention_kernel_is_the_one_asked_for(make, corpus):
+    losses = {}
+    for name in ("auto", "flash", "math"):
+        one = new_session(make, corpus, {"runtime.attention": name})
+        with Kernels() as kernels:
+            one.train_step()
+            losses[name] = [one.drain_losses(), one.evaluate().loss]
+        fused = {name for name in kernels.called if name.startswith("_scaled_dot_product")}
+        assert bool(fused) == (name != "math")
+    assert losses["flash"] == losses["auto"]
+    assert losses["math"] == pytest.approx(losses["auto"], rel=1e-6)
+
+
+def test_the_order_of_kernels_is_torchs_own_and_the_one_asked_for_first(make):
+    before = _cur_sdpa_kernel_backends(with_priority=True)
+    for name, kernel in KERNELS.items():
+        with forward_pass(torch.device("cpu"), make({"runtime.attention": name}).runtime):
+            order = _cur_sdpa_kernel_backends(with_priority=True)
+        assert order[0] == kernel
+        assert set(order) == ({kernel} if name == "math" else set(KERNELS.values()))
+        assert _cur_sdpa_kernel_backends(with_priority=True) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_gpus_kernel_is_refused_without_one(run, tmp_path):
+    with pytest.raises(ConfigError, match=r"attention=cudnn, .* use runtime.attention=auto"):
+        run({"runtime.attention": "cudnn"})
