@@ -5,7 +5,7 @@ import io
 import os
 import re
 import resource
-import signal
+import threading
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -23,7 +23,7 @@ class BadDisk:
 
     def __init__(self, monkeypatch, folder, number, allowed=10**9):
         self.folder, self.number, self.allowed, self.done = str(folder), number, allowed, 0
-        self.open = io.open
+        self.open, self.lock = io.open, threading.Lock()
         self.spoiled = False
         monkeypatch.setattr(io, "open", self.opened)
         monkeypatch.setattr(builtins, "open", self.opened)
@@ -37,8 +37,9 @@ class BadDisk:
         return os.fspath(file).startswith(self.folder)
 
     def is_refused(self):
-        self.done += 1
-        return self.done > self.allowed
+        with self.lock:  # of the thread that takes the steps and the one that saves
+            self.done += 1
+            return self.done > self.allowed
 
     def error(self, file=None):
         return OSError(self.number, os.strerror(self.number), file and os.fspath(file))
@@ -65,10 +66,12 @@ class BadDisk:
         return binary if "b" in mode else io.TextIOWrapper(binary, encoding, errors, newline)
 
     def save_tensors(self, tensors, path):
-        """Save as safetensors does; refused, it meets a real limit and the number is ours."""
+        """Save as safetensors does; refused, it meets a real limit and the number is ours.
+
+        Python ignores the signal that comes with the limit.
+        """
         if not self.is_refused():
             return save_file(tensors, path)
-        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
         try:
@@ -79,7 +82,6 @@ class BadDisk:
             raise SafetensorError(found) from None
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-            signal.signal(signal.SIGXFSZ, handler)
 
 
 class _Raw(io.FileIO):

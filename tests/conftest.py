@@ -122,6 +122,7 @@ RAW: dict[str, Any] = {
         "every_s": 3600.0,
         "every_steps": None,
         "keep": 2,
+        "background": True,
         "branch_at": [],
         "branch_from": None,
     },

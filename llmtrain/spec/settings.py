@@ -101,6 +101,9 @@ class CheckpointConfig:
     """Steps between saves, besides every_s; null leaves it to the clock."""
     keep: int
     """Newest checkpoints that are kept."""
+    background: bool
+    """Write beside the steps that follow, which wait for a copy of the state in memory alone.
+    false: they wait until it is on the disk, as a run over several devices always does."""
     branch_at: tuple[int, ...]
     """Steps whose state is kept for branches, besides; a sweep with branching sets it."""
     branch_from: str | None

@@ -5,9 +5,11 @@ import json
 import os
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,10 +28,38 @@ STATE = "state.json"
 FOREIGN = "belongs to run"
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A state that no step changes any more, in memory of its own on the host."""
+
+    tree: dict[str, Any]
+    """JSON values, and the names of the tensors where they belong."""
+    tensors: dict[str, Tensor]
+
+
+def snapshot(state: dict[str, Any]) -> Snapshot:
+    """Return a copy of `state` (nested dicts and lists of tensors and JSON values).
+
+    A GPU's tensors go into page-locked memory, and the host waits once for all of them.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = _pack(state, "", tensors)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return Snapshot(tree, tensors)
+
+
 def save_checkpoint(
     folder: Path, *, run_id: str, step: int, state: dict[str, Any], keep: int | None
 ) -> Path:
-    """Write `state` (nested dicts and lists of tensors and JSON values) as `folder`/step-N.
+    """Write `state` as `folder`/step-N, as `write_checkpoint` does."""
+    return write_checkpoint(folder, snapshot(state), run_id=run_id, step=step, keep=keep)
+
+
+def write_checkpoint(
+    folder: Path, taken: Snapshot, *, run_id: str, step: int, keep: int | None
+) -> Path:
+    """Write what was taken as `folder`/step-N; touches nothing else, so that any thread can do it.
 
     Built aside, synced, renamed, read back and checked; only then are older ones removed, down to
     `keep`; None keeps all. Nothing is pickled. A save that fails, as on a full disk (DiskError),
@@ -38,22 +68,20 @@ def save_checkpoint(
     aside = folder / f".tmp-{step:09d}-{os.getpid()}"
     try:
         with writing(folder / f"step-{step:09d}"):
-            return _save(folder, aside, run_id=run_id, step=step, state=state, keep=keep)
+            return _write(folder, aside, taken, run_id=run_id, step=step, keep=keep)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _save(
-    folder: Path, aside: Path, *, run_id: str, step: int, state: dict[str, Any], keep: int | None
+def _write(
+    folder: Path, aside: Path, taken: Snapshot, *, run_id: str, step: int, keep: int | None
 ) -> Path:
     make_folder(folder)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    tensors: dict[str, Tensor] = {}
-    tree = _pack(state, "", tensors)
-    _write_tensors(tensors, aside / TENSORS)
+    _write_tensors(taken.tensors, aside / TENSORS)
     whose = {"format": FORMAT, "run_id": run_id, "step": step}
-    (aside / STATE).write_text(json.dumps(whose | tree, allow_nan=False), encoding="utf-8")
+    (aside / STATE).write_text(json.dumps(whose | taken.tree, allow_nan=False), encoding="utf-8")
     files = {name: _describe(aside / name) for name in (TENSORS, STATE)}
     manifest = {"run_id": run_id, "step": step, "files": files}
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -194,13 +222,20 @@ def _describe(path: Path) -> dict[str, Any]:
 # Dictionaries become lists of pairs, because optimizer states have integer keys and JSON has none.
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().contiguous().clone()
+        tensors[path] = _copy(value)
         return {"tensor": path}
     if isinstance(value, dict):
         return {"dict": [[k, _pack(v, f"{path}/{k}", tensors)] for k, v in value.items()]}
     if isinstance(value, list | tuple):
         return {"list": [_pack(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]}
     return value
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """Return a contiguous copy on the host; a GPU's may still be under way."""
+    on_gpu = tensor.is_cuda
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu)
+    return copy.copy_(tensor.detach(), non_blocking=on_gpu)
 
 
 def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -104,7 +104,7 @@ class _Group:
             if self.runs[0].note_is_due():
                 stack.settle()
             self._each(Run.note_step)
-            due = any(run.save_is_due() for run in self.runs)
+            due = any(run.saver.is_due(run.session.step) for run in self.runs)
             if due or stop.number:
                 stack.settle()
             self._each(functools.partial(Run.save_or_stop, number=stop.number, save=due))

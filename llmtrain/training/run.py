@@ -17,13 +17,14 @@ from llmtrain.spec.plan import RunPlan, run_id
 from llmtrain.spec.record import RunRecord, write_record
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.training import runtime
-from llmtrain.training.checkpoint import clear_leftovers, load_checkpoint, save_checkpoint
+from llmtrain.training.checkpoint import clear_leftovers, load_checkpoint
 from llmtrain.training.energy import EnergyMeter
 from llmtrain.training.evaluate import Evaluation
 from llmtrain.training.guard import RollBack
 from llmtrain.training.parallel import Team
 from llmtrain.training.progress import ProgressHook, StepHook, progress_of
 from llmtrain.training.sample import SAMPLE_FILE, sample_text
+from llmtrain.training.saver import CHECKPOINTS, Saver
 from llmtrain.training.session import Session
 from llmtrain.training.summary import (
     joules_so_far,
@@ -36,8 +37,6 @@ from llmtrain.training.summary import (
 from llmtrain.training.tracking import MetricsFile, NoMetricsFile, open_mirror
 from llmtrain.training.trunk import keep_state, starting_state
 from llmtrain.training.warm import warm_up
-
-CHECKPOINTS = "checkpoints"
 
 
 class Run:
@@ -90,7 +89,7 @@ class Run:
             for row in shared[1]:
                 self._log(row)
         self.session.seconds["setup"] += time.perf_counter() - begin
-        self.saved_at = time.monotonic()
+        self.saver = Saver(self.directory, self.run_id, config.checkpoint, self.team)
 
     def _open_logs(self, length: int) -> None:
         self.metrics: MetricsFile = NoMetricsFile()
@@ -129,6 +128,7 @@ class Run:
 
     def _go_back(self) -> None:
         begin = time.perf_counter()
+        self.saver.wait()
         failed = self.session.guard.failed
         self.metrics.close()
         self.mirror.finish({}, exit_code=InterruptedRunError.exit_code)
@@ -153,7 +153,7 @@ class Run:
                 session.train_step()
             self.on_step()
             self.note_step()
-            self.save_or_stop(*self.team.highest(self.stop.number, self.save_is_due()))
+            self.save_or_stop(*self.team.highest(self.stop.number, self.saver.is_due(session.step)))
         if until == self.plan.n_steps:
             session.check_weights()
 
@@ -176,15 +176,12 @@ class Run:
         if step in self.config.checkpoint.branch_at:
             self._keep_for_branches()
 
-    def save_is_due(self) -> bool:
-        """Return whether a checkpoint is to be written after the step just done."""
-        every = self.config.checkpoint.every_steps
-        if every is not None and self.session.step % every == 0:
-            return True
-        return time.monotonic() - self.saved_at >= self.config.checkpoint.every_s
-
     def save_or_stop(self, number: int, save: int) -> None:
-        """Save where that is due or signal `number` came; that one raises InterruptedRunError."""
+        """Save where that is due or signal `number` came; that one raises InterruptedRunError.
+
+        Raises what the save under way was refused for.
+        """
+        self.saver.check()
         if number:
             self._save_and_stop(number)
         if save and self.session.step < self.plan.n_steps:
@@ -198,6 +195,8 @@ class Run:
         if self.config.evaluation.sample_tokens > 0:
             text = sample_text(self.session.model, self.corpus, self.config, self._stop_if_asked)
         self._log_evaluation(final)
+        with self.session.timed("save"):
+            self.saver.wait()  # nothing is under way when the run counts as evaluated
         self.note_state("evaluated")
         return final, text
 
@@ -227,7 +226,9 @@ class Run:
 
     def leave(self, error: BaseException) -> None:
         """Close what is open and note how the run stands; what was trained is kept."""
-        with contextlib.suppress(DiskError):  # a full disk must not hide why the run ends
+        with contextlib.suppress(Exception):  # a full disk must not hide why the run ends
+            self.saver.wait()
+        with contextlib.suppress(DiskError):
             self.metrics.close()
         again = isinstance(error, InterruptedRunError | KeyboardInterrupt | DiskError)
         again |= runtime.is_out_of_memory(error)
@@ -244,6 +245,7 @@ class Run:
 
     def _save_and_stop(self, number: int) -> NoReturn:
         self._save()
+        self.saver.wait()
         raise InterruptedRunError(
             f"{signal.Signals(number).name} at step {self.session.step} of {self.plan.n_steps}; "
             f"saved in {self.directory}; run the same command to go on"
@@ -273,6 +275,7 @@ class Run:
     def _keep_for_branches(self) -> None:
         data_id = self.corpus.manifest.data_id
         with self.session.saving():
+            self.saver.wait()
             state = self.session.state()
             self.team.lead(
                 lambda: keep_state(self.directory, self.config, self.plan, data_id, state)
@@ -286,14 +289,5 @@ class Run:
                 "evaluating": self.evaluating,
                 "joules": joules_so_far(self.session, self.energy),
             }
-            self.team.lead(
-                lambda: save_checkpoint(
-                    self.directory / CHECKPOINTS,
-                    run_id=self.run_id,
-                    step=self.session.step,
-                    state=state,
-                    keep=self.config.checkpoint.keep,
-                )
-            )
-        self.saved_at = time.monotonic()
+            self.saver.save(self.session.step, state)
         self.on_step()

@@ -1,7 +1,7 @@
 """scripts/train.py with something in it that hangs; argv: WHERE, STEP, overrides.
 
-WHERE: step, evaluate, save or native (a sleep in C, which gives Python's lock back); STEP: from
-which step on.
+WHERE: step, evaluate, save (its copy), write (its files) or native (a sleep in C, which gives
+Python's lock back); STEP: from which step on.
 """
 
 import ctypes
@@ -14,11 +14,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import train
 from edge import guarded
 
-from llmtrain.training import run
+from llmtrain.training import run, saver
 from llmtrain.training.session import Session
 
 WHERE, STEP = sys.argv[1], int(sys.argv[2])
-NAMES = {"step": "train_step", "native": "train_step", "evaluate": "evaluate", "save": "state"}
+PLACES = {
+    "step": (Session, "train_step"),
+    "native": (Session, "train_step"),
+    "evaluate": (Session, "evaluate"),
+    "save": (Session, "state"),
+    "write": (saver, "write_checkpoint"),
+}
 FOREVER_S = 3600
 
 
@@ -29,16 +35,17 @@ def hang():
     time.sleep(FOREVER_S)
 
 
-plain = getattr(Session, NAMES[WHERE])
+owner, name = PLACES[WHERE]
+plain = getattr(owner, name)
 
 
-def hanging(session, *rest):
-    if session.step >= STEP:
+def hanging(first, *rest, **named):
+    if named.get("step", getattr(first, "step", None)) >= STEP:
         hang()
-    return plain(session, *rest)
+    return plain(first, *rest, **named)
 
 
 assert run.Session is Session
-setattr(Session, NAMES[WHERE], hanging)
+setattr(owner, name, hanging)
 sys.argv[1:] = sys.argv[3:]
 sys.exit(guarded(train.run))

@@ -42,8 +42,8 @@ def hang(tiny_overrides, tmp_path):
 def hangs(n):
     """Return n hangs: a place and a step, every place among them."""
     rng = random.Random(0)
-    places = ("step", "evaluate", "native", "save")
-    return [(places[i % 4], rng.randrange(3, 40)) for i in range(n)]
+    places = ("write", "step", "evaluate", "native", "save")
+    return [(places[i % 5], rng.randrange(3, 40)) for i in range(n)]
 
 
 @pytest.mark.parametrize("n", [1, pytest.param(10, marks=pytest.mark.slow)])

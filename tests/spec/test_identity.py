@@ -30,6 +30,7 @@ FREE = {
     "checkpoint.every_s": [3600.0, 60.0],
     "checkpoint.every_steps": [None, 7],
     "checkpoint.keep": [2, 3],
+    "checkpoint.background": [True, False],
     "tracking.wandb": ["disabled", "offline"],
     "tracking.project": ["llmtrain", "other"],
     "tracking.entity": [None, "me"],

@@ -1,17 +1,21 @@
-"""A disk that a process loses: the n-th change below a folder is its last.
+"""A disk that a process loses: the n-th change below a folder that a thread makes is its last.
 
 A change is a file or folder that is opened to be written, synced, renamed or removed; rows and
-tensors also stop in their middle. A power cut takes what was not synced, too: content of files, and
-names in folders.
+tensors also stop in their middle. The thread that takes the steps and the one that saves count
+apart, because their changes come in another order every time. A power cut takes what was not
+synced, too, once the process is dead: content of files, and names in folders.
 """
 
 import os
+import pickle
 import shutil
 import signal
 import sys
+import threading
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -24,12 +28,16 @@ EVENTS = {"open": None, "os.mkdir": 2, "os.rename": 2, "os.remove": 1, "os.rmdir
 
 
 class Disk:
-    """The changes below `root`; change `last` kills the process, by a power cut if asked."""
+    """The changes below `root`; change `last` of thread `by` kills the process.
 
-    count = 0
+    Where the power is to be cut, `cut` names a file for what that takes.
+    """
 
-    def __init__(self, root: Path, *, last: int, power: bool) -> None:
-        self.root, self.last, self.power = root.resolve(), last, power
+    counts: ClassVar[Counter[str]] = Counter()
+
+    def __init__(self, root: Path, *, last: int, by: str, cut: Path | None) -> None:
+        self.root, self.last, self.by, self.cut = root.resolve(), last, by, cut
+        self.lock = threading.RLock()  # from the last change on, other threads make none either
         self.looking_away = False
         self.synced: dict[Path, int] = {}  # bytes on the disk, of the files that hold more
         self.names: list[tuple[Path, Path | None, bytes | None]] = []  # new ones, not on the disk
@@ -40,23 +48,27 @@ class Disk:
             if not path.is_relative_to(self.root):
                 fsync(descriptor)
                 return
-            self.change()  # and no more: what this disk keeps, it keeps without the real one's help
-            if path.is_dir():
-                self.names = [name for name in self.names if name[0].parent != path]
-            else:
-                self.synced.pop(path, None)
+            with self.lock:  # and no more: this disk keeps it without the real one's help
+                self.change()
+                if path.is_dir():
+                    self.names = [name for name in self.names if name[0].parent != path]
+                else:
+                    self.synced.pop(path, None)
 
         def noted_save_file(tensors: Mapping[str, Tensor], path: Path) -> None:
-            self.change()
-            self.opened(path, os.O_TRUNC)
+            with self.lock:
+                self.change()
+                self.opened(path, os.O_TRUNC)
             save_file(dict(tensors), path)
-            self.stop_within(path, 0)
+            with self.lock:
+                self.stop_within(path, 0)
 
         def noted_row(file: MetricsFile, row: Row) -> None:
-            begin = file.file.tell()
-            write_row(file, row)
-            self.synced.setdefault(file.path, begin)
-            self.stop_within(file.path, begin)
+            with self.lock:
+                begin = file.file.tell()
+                write_row(file, row)
+                self.synced.setdefault(file.path, begin)
+                self.stop_within(file.path, begin)
 
         os.fsync = noted_fsync  # type: ignore[assignment]
         checkpoint.save_file = noted_save_file
@@ -65,11 +77,12 @@ class Disk:
 
     def change(self) -> None:
         """Count a change; the last one kills."""
-        Disk.count += 1
-        if Disk.count == self.last:
+        by = threading.current_thread().name
+        Disk.counts[by] += 1
+        if (by, Disk.counts[by]) == (self.by, self.last):
             self.looking_away = True
-            if self.power:
-                self.cut()
+            if self.cut is not None:
+                self.cut.write_bytes(pickle.dumps((self.synced, self.names)))
             os.kill(os.getpid(), signal.SIGKILL)
 
     def stop_within(self, path: Path, begin: int) -> None:
@@ -84,8 +97,13 @@ class Disk:
 
     def note(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Hear of a change that is about to be made."""
-        if self.looking_away or event not in EVENTS:
-            return
+        if event in EVENTS:
+            with self.lock:
+                if not self.looking_away:
+                    self.look(event, arguments)
+
+    def look(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Note a change, if it is one below the root."""
         self.looking_away = True
         path = _path(arguments, EVENTS[event])
         writes = event != "open" or arguments[2] & (os.O_WRONLY | os.O_RDWR)
@@ -113,20 +131,22 @@ class Disk:
         for path in [path for path in self.synced if path.is_relative_to(source)]:
             self.synced[target / path.relative_to(source)] = self.synced.pop(path)
 
-    def cut(self) -> None:
-        """Take everything that was not synced."""
-        for path, size in self.synced.items():
-            if path.is_file():
-                os.truncate(path, min(size, path.stat().st_size))
-        for path, source, before in reversed(self.names):
-            if source is not None and path.exists():
-                path.rename(source)
-                if before is not None:
-                    path.write_bytes(before)
-            elif path.is_dir():
-                shutil.rmtree(path)
-            elif source is None:
-                path.unlink(missing_ok=True)
+
+def cut_power(cut: Path) -> None:
+    """Take everything that a process, dead by now, had not synced."""
+    synced, names = pickle.loads(cut.read_bytes())
+    for path, size in synced.items():
+        if path.is_file():
+            os.truncate(path, min(size, path.stat().st_size))
+    for path, source, before in reversed(names):
+        if source is not None and path.exists():
+            path.rename(source)
+            if before is not None:
+                path.write_bytes(before)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        elif source is None:
+            path.unlink(missing_ok=True)
 
 
 def _path(arguments: tuple[Any, ...], folder_at: int | None) -> Path | None:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.spec import disk
-from llmtrain.training import checkpoint, run, runtime, session, tracking
+from llmtrain.training import checkpoint, run, runtime, saver, session, tracking
+from llmtrain.training.checkpoint import Snapshot
 from llmtrain.training.session import Session
 from llmtrain.training.tracking import MetricsFile
 
-restore, save = Session.restore, checkpoint.save_checkpoint
+restore, write = Session.restore, checkpoint.write_checkpoint
 open_metrics = MetricsFile.__init__
 
 
@@ -70,13 +71,11 @@ def rows() -> None:
 def aside() -> None:
     """Write checkpoints in place."""
 
-    def in_place(folder: Path, *, run_id: str, step: int, state: Any, keep: int) -> Path:
+    def in_place(folder: Path, taken: Snapshot, *, run_id: str, step: int, keep: int) -> Path:
         target = folder / f"step-{step:09d}"
         target.mkdir(parents=True)
-        tensors: dict[str, Any] = {}
-        tree = checkpoint._pack(state, "", tensors)
-        checkpoint.save_file(tensors, target / checkpoint.TENSORS)
-        (target / checkpoint.STATE).write_text(json.dumps(tree))
+        checkpoint.save_file(taken.tensors, target / checkpoint.TENSORS)
+        (target / checkpoint.STATE).write_text(json.dumps(taken.tree))
         names = (checkpoint.TENSORS, checkpoint.STATE)
         files = {name: checkpoint._describe(target / name) for name in names}
         manifest = {"run_id": run_id, "step": step, "files": files}
@@ -84,18 +83,18 @@ def aside() -> None:
         checkpoint._prune(target, keep)
         return target
 
-    run.save_checkpoint = in_place  # type: ignore[assignment]
+    saver.write_checkpoint = in_place  # type: ignore[assignment]
 
 
 def save_first() -> None:
     """Prune before the save."""
 
-    def prune_first(folder: Path, *, keep: int, **rest: Any) -> Path:
+    def prune_first(folder: Path, taken: Snapshot, *, keep: int, **rest: Any) -> Path:
         for path in sorted(folder.glob("step-*"), reverse=True)[keep - 1 :]:
             shutil.rmtree(path)
-        return save(folder, keep=keep, **rest)
+        return write(folder, taken, keep=keep, **rest)
 
-    run.save_checkpoint = prune_first  # type: ignore[assignment]
+    saver.write_checkpoint = prune_first  # type: ignore[assignment]
 
 
 def sweeping() -> None:

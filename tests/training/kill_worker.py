@@ -7,11 +7,12 @@ its runs, which is a list of how its lives end before the last one:
   {"step": n, "after": x}        kill -9 after x steps' time in the n-th step of the life
   {"state": name}                kill -9 after state.json says so
   {"signal": n}                  SIGTERM after the n-th sign of life, SIGINT twice in the save
-  {"change": n, "power": bool}   kill -9 or a power cut at the n-th change on the disk
+  {"change": n, "by": thread, "power": bool}
+                                 kill -9 or a power cut at a thread's n-th change on the disk
   {"cut_to": k}                  no life: what a kill after the save of step k leaves behind
-`changes`: {"power", "every"} adds a run for every change on the disk, or for each so many. `off` is
-a guard of guards_off.py that the runs live without. Prints a JSON list of lists: of each run, what
-differs from the one left alone, and its lives.
+`changes`: {"power", "every"} adds a run for every change on the disk, or for each so many of a
+thread's. `off` is a guard of guards_off.py that the runs live without. Prints a JSON list of lists:
+of each run, how it was killed, what differs from the one left alone, and its lives.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from disk import Disk
+from disk import Disk, cut_power
 from guards_off import OFF
 
 from llmtrain.corpus.shards import open_corpus
@@ -139,14 +140,19 @@ class Case:
             pairs = zip(map(came_to, configs), self.whole, strict=True)
             differs = sorted({k for ours, whole in pairs for k in ours if ours[k] != whole[k]})
         shutil.rmtree(self.root / name)
-        return {"differs": differs, "lives": lives}
+        return {"kills": kills, "differs": differs, "lives": lives}
 
     def changes(self, *, power: bool, every: int) -> list[list[Kill]]:
         """Return a run for each change that an uninterrupted one makes on the disk."""
         configs = self.placed("count")
-        assert self.live(configs, {"change": 0, "power": power}, off=self.off) == 0
-        n_changes = int(beside(configs[0], "changes").read_text())
-        return [[{"change": i, "power": power}] for i in range(1, n_changes + 1, every)]
+        none = {"change": 0, "by": "", "power": power}
+        assert self.live(configs, none, off=self.off) == 0
+        counts = json.loads(beside(configs[0], "changes").read_text())
+        return [
+            [{"change": i, "by": by, "power": power}]
+            for by, n_changes in counts.items()
+            for i in range(1, n_changes + 1, every)
+        ]
 
     def cut_to(self, step: int, name: str) -> None:
         """Leave what a kill after the save of a step leaves: its checkpoint, and later rows."""
@@ -186,7 +192,7 @@ class Case:
                 for config in configs:
                     train(config, self.corpus, on_step=on_step)
                 code = 0
-                beside(configs[0], "changes").write_text(str(Disk.count))
+                beside(configs[0], "changes").write_text(json.dumps(Disk.counts))
             except InterruptedRunError as error:
                 code = error.exit_code
             except Exception:
@@ -197,14 +203,18 @@ class Case:
         if "share" in kill:
             time.sleep(kill["share"] * self.whole_s)
             os.kill(child, signal.SIGKILL)
-        return os.waitpid(child, 0)[1]
+        status = os.waitpid(child, 0)[1]
+        if kill.get("power") and status == signal.SIGKILL:
+            cut_power(beside(configs[0], "cut"))
+        return status
 
     def arm(self, config: TrainConfig, kill: Kill) -> Callable[[], None]:
         """Set up the end of this process and a log of its steps; return what each step calls."""
         log = beside(config, "steps.log").open("w")
         train_step, write_state = Session.train_step, rundir.write_state
         if "change" in kill:
-            Disk(Path(config.runs_root), last=kill["change"], power=kill["power"])
+            cut = beside(config, "cut") if kill["power"] else None
+            Disk(Path(config.runs_root), last=kill["change"], by=kill["by"], cut=cut)
         elif not kill:
             os.fsync = lambda _descriptor: None  # nothing will happen to what it writes
 

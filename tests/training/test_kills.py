@@ -149,8 +149,11 @@ PRUNING = {"budget.n_tokens": 1792, "checkpoint.keep": 1}
 """7 steps with saves after 3 and 6, of which the second prunes."""
 
 
-def assert_whole_or_absent(runs, every, power):
-    """Assert what each kill left: whole checkpoints, the newest used, one interval lost at most."""
+def assert_whole_or_absent(runs, every, power, *, background=True):
+    """Assert what each kill left: whole checkpoints, the newest used, and not too old.
+
+    Its step is the last to save at; in the background the one before that.
+    """
     for run in runs:
         killed, last = run["lives"]
         assert killed["status"] == 9
@@ -159,20 +162,23 @@ def assert_whole_or_absent(runs, every, power):
         # One that was being removed may come back in part.
         assert torn == [] or (power and max(torn) < newest), run
         assert last["steps"][:1] in ([newest], []), run  # none where the record was there
-        reached = max(killed["steps"], default=-1) + 1
-        assert reached - newest <= every, run
+        begun = max(killed["steps"], default=0)
+        assert newest >= (begun // every - background) * every, run
 
 
+@pytest.mark.parametrize("background", [True, False], ids=["background", "foreground"])
 @pytest.mark.parametrize("power", [False, True], ids=["killed", "power_cut"])
 @pytest.mark.parametrize("every", [16, pytest.param(1, marks=pytest.mark.slow)])
-def test_no_change_on_the_disk_is_the_wrong_one_to_die_at(case, killed, power, every):
-    changes = {"power": power, "every": every}
-    cases = [case("plain", PRUNING, changes=changes)]
+def test_no_change_on_the_disk_is_the_wrong_one_to_die_at(case, killed, power, every, background):
+    changes, how = {"power": power, "every": every}, {"checkpoint.background": background}
+    cases = [case("plain", PRUNING | how, changes=changes)]
     if every == 1:
-        cases.append(case("trunk", changes=changes | {"every": 4}))
+        cases.append(case("trunk", how, changes=changes | {"every": 4}))
     answers = killed(*cases)
+    by = {kill["by"] for runs in answers for run in runs for kill in run["kills"]}
+    assert by == {"MainThread"} | ({"saver"} if background else set())
     for runs in answers:
-        assert_whole_or_absent(runs, every=3, power=power)
+        assert_whole_or_absent(runs, every=3, power=power, background=background)
     assert_equal(answers)
 
 
@@ -220,8 +226,9 @@ CHANGES, CUTS = {"power": False, "every": 2}, {"power": True, "every": 3}
     ],
 )
 def test_without_a_guard_the_damage_is_seen(case, killed, off, asked):
+    how = {"checkpoint.background": off != "save_first"}  # without it, how old is certain
     if changes := asked.get("changes"):
-        asked = case("plain", PRUNING, off=off, changes=changes)
+        asked = case("plain", PRUNING | how, off=off, changes=changes)
     else:
         asked = case("accumulated", off=off, runs=asked["runs"])
     (runs,) = killed(asked)
@@ -229,4 +236,5 @@ def test_without_a_guard_the_damage_is_seen(case, killed, off, asked):
         assert_equal([runs])
         if off == "handlers":
             assert_saved(runs)
-        assert_whole_or_absent(runs, every=3, power=changes is CUTS)
+        background = how["checkpoint.background"]
+        assert_whole_or_absent(runs, every=3, power=changes is CUTS, background=background)
