@@ -23,6 +23,8 @@ Keys:
                     (picture=FILE draws it)
   what=analysis     load, fits and bootstrap, figures and report of 250 planted runs (draws=1000)
   what=pool         the same tiny cells in warm workers and in a process each (cells=12, steps=50)
+  what=compile      a sweep of shapes that compile, alone, with a process that compiles ahead on a
+                    core of its own, and with all of it compiled before (cells=5, steps=400)
   what=peer         the demo's shapes, batches and text beside nanoGPT's own loop, which is checked
                     out at peer=PATH
   what=stacked      runs of one shape stepped as one, and one after another (replicas=4, width=64,
@@ -60,7 +62,7 @@ from llmtrain.spec.errors import ConfigError
 # Modules of benches/; each holds a BENCH.
 PARTS = (
     *("step", "run", "sweep", "cost", "pool"),
-    *("analysis", "peer", "stacked", "tracking", "energy"),
+    *("analysis", "compile", "peer", "stacked", "tracking", "energy"),
 )
 COMMON = {"what": "analysis", "repeats": "3", "out": ""}
 

@@ -183,6 +183,10 @@ class SweepConsole(SweepWatcher):
             text += f"  {duration(left)} left"
         self.console.print(text)
 
+    def warned(self, line: str) -> None:
+        """Print what the sweep does without."""
+        self.console.print(f"warning: {line}", style="yellow")
+
     def stopping(self) -> None:
         """Say that the workers save."""
         self.is_stopping = True

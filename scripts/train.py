@@ -30,6 +30,7 @@ from sweep_console import SweepConsole
 
 from llmtrain.corpus.prepare import prepare
 from llmtrain.spec.check import check
+from llmtrain.spec.compile_cache import compile_cache
 from llmtrain.spec.placement import placement
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.rundir import run_directory
@@ -38,7 +39,7 @@ from llmtrain.spec.sweeps import LaunchConfig
 from llmtrain.sweep.grid import Cell
 from llmtrain.sweep.launcher import HANDS, plain
 from llmtrain.sweep.ledger import cell_status, facts
-from llmtrain.training.worker import opened, work
+from llmtrain.training.worker import compile_cell, opened, work
 
 
 def train_one(config: TrainConfig, launch: LaunchConfig) -> None:
@@ -60,6 +61,7 @@ def train_one(config: TrainConfig, launch: LaunchConfig) -> None:
     try:
         corpus = opened(prepare(config.data))
         with (
+            compile_cache([config]),
             RunConsole(enabled=config.tracking.progress and leads) as console,
             watched(config) as alive,
         ):
@@ -93,7 +95,7 @@ def run(console: SweepConsole | None = None) -> None:
     check_overrides(overrides)
     sys.argv[1:] = [*flags, *overrides]  # argparse wants the flag before the first override
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to `guarded`, which makes one line of them
-    HANDS.work = work
+    HANDS.work, HANDS.compiling = work, compile_cell
     HANDS.watcher = console
     HANDS.drain = (sys.executable, str(Path(__file__).resolve().with_name("drain.py")))
     try:

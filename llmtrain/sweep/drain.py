@@ -11,6 +11,7 @@ from typing import Any
 
 from llmtrain.spec.branching import branch_checkpoint
 from llmtrain.spec.build import build
+from llmtrain.spec.compile_cache import compile_cache
 from llmtrain.spec.disk import make_folder
 from llmtrain.spec.errors import ConfigError, DiskError, InterruptedRunError, RunLockedError
 from llmtrain.spec.jsonfile import read_json
@@ -19,6 +20,7 @@ from llmtrain.spec.room import refuse_room
 from llmtrain.spec.rundir import is_held, read_state, run_directory, write_json
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.spec.signals import SCHEDULER_SIGNALS, handled, interrupt
+from llmtrain.sweep.ahead import Ahead
 from llmtrain.sweep.ledger import (
     CellStatus,
     is_done,
@@ -118,10 +120,12 @@ def drain(
     *,
     hang_s: float | None = None,
     wait: bool = False,
+    ahead: Ahead | None = None,
 ) -> list[Outcome]:
     """Train every cell that is neither done, nor failed, nor held by another process.
 
     `wait`: go on until no other process holds a cell either, and take up what it leaves undone.
+    `ahead` compiles for the cells that are next, and is closed when this returns.
     Returns the outcomes of the cells that ended here, failures among them. Any of SCHEDULER_SIGNALS
     makes the workers save and raises InterruptedRunError. A disk without room for all cells is
     refused before the first one; one that is full for a cell is for all of them: both DiskError.
@@ -137,14 +141,17 @@ def drain(
         if is_passed_by(path):
             watcher.passed_by(job, read_state(path)[1])
     try:
-        with handled(SCHEDULER_SIGNALS, interrupt):  # the pool then lets its workers save
+        with (
+            handled(SCHEDULER_SIGNALS, interrupt),  # the pool then lets its workers save
+            compile_cache(configs),
+            ahead or Ahead() as compiling,
+        ):
             # Each look takes up what another process held in the one before and then gave back.
             while unsettled := _unsettled(jobs, recorder):
                 if free := [path for path in unsettled if _is_free(path, jobs[path])]:
                     together = stack_jobs({path: jobs[path] for path in free}, configs)
-                    run_jobs(
-                        together, functools.partial(take, work), slots, recorder, hang_s=hang_s
-                    )
+                    take_work = functools.partial(take, work)
+                    run_jobs(together, take_work, slots, recorder, hang_s=hang_s, ahead=compiling)
                     if _unsettled(jobs, recorder) == unsettled:  # others took them all
                         time.sleep(LOOK_EVERY_S)
                 elif wait:

@@ -11,14 +11,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from llmtrain.spec.build import build
 from llmtrain.spec.check import check, check_between, check_positive
+from llmtrain.spec.compile_cache import cache_folders
 from llmtrain.spec.errors import LlmtrainError
 from llmtrain.spec.placement import placement
 from llmtrain.spec.plan import run_id
 from llmtrain.spec.rundir import read_state, run_directory
 from llmtrain.spec.settings import TrainConfig, build_run
+from llmtrain.sweep.ahead import Ahead
 from llmtrain.sweep.drain import SweepWatcher, cell_job, drain
 from llmtrain.sweep.ledger import is_passed_by, reopen
-from llmtrain.sweep.pool import make_slots
+from llmtrain.sweep.pool import ahead_slots, make_slots
 from llmtrain.sweep.process import Outcome, Work
 
 
@@ -27,6 +29,8 @@ class Hands:
     """What the script puts into the launcher: training is none of this package's imports."""
 
     work: Work | None = None
+    compiling: Work | None = None
+    """Compiles what `work` would for the same payload, and trains nothing."""
     watcher: SweepWatcher = dataclasses.field(default_factory=SweepWatcher)
     drain: tuple[str, ...] = ()
     """The command that works off a file of cells; the file's name is added."""
@@ -73,8 +77,14 @@ class CellLauncher(Launcher):
         loader = self.hydra_context.config_loader
         composed = loader.load_sweep_config(self.config, list(overrides))
         config = build_run(plain(composed))[0]
-        refuse_teams(config)
+        self.refuse(config)
         return config
+
+    def refuse(self, config: TrainConfig) -> None:
+        """Raise ConfigError for what this launcher cannot run, before any file is written."""
+        refuse_teams(config)
+        if config.runtime.compile:
+            cache_folders()
 
     def run_cells(self, configs: Sequence[TrainConfig]) -> list[Outcome | None]:
         """Run the cells that have no record yet; a finished cell's outcome is None."""
@@ -89,20 +99,35 @@ class PoolConfig:
     """Workers per GPU, or per core where there is none."""
     hang_seconds: float | None
     """Seconds without a step after which a cell's worker is killed; null waits for ever."""
+    compile_ahead: int
+    """Processes beside the workers that compile for the next cells; needs runtime.compile=true."""
 
     def __post_init__(self) -> None:
         """Refuse a pool without workers, and a limit that is no time."""
         check_between("hydra.launcher.per_device", self.per_device, 1, 1024)
+        check_between("hydra.launcher.compile_ahead", self.compile_ahead, 0, 64)
         check_hang_limit(self.hang_seconds)
 
 
 class PoolLauncher(CellLauncher):
     """Runs cells in a bounded pool of warm processes, one per GPU or core times `per_device`."""
 
-    def __init__(self, per_device: int, hang_seconds: float | None) -> None:
-        given = {"per_device": per_device, "hang_seconds": hang_seconds}
-        pool = build(PoolConfig, given, "hydra.launcher")
-        self.per_device, self.hang_seconds = pool.per_device, pool.hang_seconds
+    def __init__(self, per_device: int, hang_seconds: float | None, compile_ahead: int) -> None:
+        given = {
+            "per_device": per_device,
+            "hang_seconds": hang_seconds,
+            "compile_ahead": compile_ahead,
+        }
+        self.pool = build(PoolConfig, given, "hydra.launcher")
+
+    def refuse(self, config: TrainConfig) -> None:
+        """Raise ConfigError for what this launcher cannot run, before any file is written."""
+        super().refuse(config)
+        check(
+            self.pool.compile_ahead == 0 or config.runtime.compile,
+            f"hydra.launcher.compile_ahead={self.pool.compile_ahead} has nothing to do with "
+            "runtime.compile=false; set runtime.compile=true, or compile_ahead to 0",
+        )
 
     def run_cells(self, configs: Sequence[TrainConfig]) -> list[Outcome | None]:
         """Run the cells that have no record yet; a finished cell's outcome is None.
@@ -111,9 +136,16 @@ class PoolLauncher(CellLauncher):
         """
         assert HANDS.work is not None, "the script sets HANDS.work before Hydra starts"
         reopen(configs)
-        slots = make_slots(self.per_device)
+        slots = make_slots(self.pool.per_device)
+        beside = ahead_slots(self.pool.compile_ahead, slots)
         found = drain(
-            configs, HANDS.work, slots, HANDS.watcher, hang_s=self.hang_seconds, wait=True
+            configs,
+            HANDS.work,
+            slots,
+            HANDS.watcher,
+            hang_s=self.pool.hang_seconds,
+            wait=True,
+            ahead=Ahead(beside, HANDS.compiling, tell=HANDS.watcher.warned),
         )
         ended = {outcome.job.name: outcome for outcome in found}
         return [ended.get(run_id(config)) or elsewhere(config) for config in configs]

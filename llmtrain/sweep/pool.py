@@ -12,6 +12,7 @@ from typing import Any
 
 from llmtrain.spec.errors import InterruptedRunError, LlmtrainError
 from llmtrain.spec.signals import handled, interrupt
+from llmtrain.sweep.ahead import Ahead, Compiler
 from llmtrain.sweep.process import GRACE_S, Job, Outcome, Slot, Work, Worker
 
 LOOKS = 4  # times that a worker is looked at within the limit of a hang
@@ -32,6 +33,9 @@ class Watcher:
     def stopping(self) -> None:
         """A signal came; the workers save before they leave."""
 
+    def warned(self, line: str) -> None:
+        """Something went wrong that the jobs do without."""
+
 
 def make_slots(per_device: int) -> list[Slot]:
     """Return one slot per GPU, or per core where there is none, times `per_device`."""
@@ -49,6 +53,13 @@ def make_slots(per_device: int) -> list[Slot]:
     ]
 
 
+def ahead_slots(count: int, slots: Sequence[Slot]) -> list[Slot]:
+    """Return slots for processes beside those that train: on any core, on the GPUs in turn."""
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    gpus = [slot.gpu for slot in slots]
+    return [Slot(index=len(slots) + i, cores=cores, gpu=gpus[i % len(gpus)]) for i in range(count)]
+
+
 def run_jobs(
     jobs: Sequence[Job],
     work: Work,
@@ -56,6 +67,7 @@ def run_jobs(
     watcher: Watcher,
     *,
     hang_s: float | None = None,
+    ahead: Ahead | None = None,
 ) -> list[Outcome]:
     """Run all jobs, longest first, and return their outcomes in the order of `jobs`.
 
@@ -63,7 +75,9 @@ def run_jobs(
     raises, kills its worker, or gives no sign of life for `hang_s` seconds is an outcome with an
     error; the others go on. A signal (SIGINT, SIGTERM) is passed to the workers, which save; then
     InterruptedRunError is raised. An error of the watcher's stops them in the same way.
+    `ahead` compiles for jobs that are still to start.
     """
+    ahead = Ahead() if ahead is None else ahead
     queue = sorted(jobs, key=lambda job: (job.after is not None, -job.cost))
     outcomes: dict[str, Outcome] = {}
     workers: list[Worker] = []
@@ -74,7 +88,11 @@ def run_jobs(
                     workers.append(Worker(slot, work, Path(scratch)))
                     _hand_out(queue, workers, watcher)
                 while busy := [worker for worker in workers if worker.job is not None]:
-                    for worker in _ready(busy, hang_s):
+                    ahead.hand_out(queue, [worker.job for worker in busy if worker.job])
+                    for worker in _ready([*busy, *ahead.busy()], hang_s):
+                        if isinstance(worker, Compiler):
+                            ahead.hear(worker)
+                            continue
                         job, found = worker.job, worker.receive()
                         if isinstance(found, Outcome):
                             for ended in (found, *_fail_with(found, queue)):
@@ -84,6 +102,7 @@ def run_jobs(
                             watcher.reported(job, found)
                     _hand_out(queue, workers, watcher)
         except KeyboardInterrupt:
+            ahead.close()
             watcher.stopping()
             _stop(workers)
             done = sum(outcome.error is None for outcome in outcomes.values())
@@ -91,6 +110,7 @@ def run_jobs(
                 f"stopped with {done} of {len(jobs)} cells done; run the same command to go on"
             ) from None
         except LlmtrainError:  # the watcher's: what ended one job would end all
+            ahead.close()
             _stop(workers)
             raise
         finally:

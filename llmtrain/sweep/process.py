@@ -94,6 +94,8 @@ class Slot:
 class Worker:
     """A process, the pipe to it, and the job it is at; a process that dies is replaced."""
 
+    is_replaced = True
+
     def __init__(self, slot: Slot, work: Work, scratch: Path) -> None:
         """Start the process. `scratch`: an empty folder for the stacks of dying workers."""
         self.slot, self.work = slot, work
@@ -165,7 +167,7 @@ class Worker:
             self.process.join()
 
     def _replace(self, job: Job) -> Outcome:
-        """Return how the process died over the job, and start another one."""
+        """Return how the process died over the job, and start another one if that is wanted."""
         self.process.join()
         code = self.process.exitcode or 0
         error, exit_code = f"the worker left with code {code}", 1
@@ -179,7 +181,8 @@ class Worker:
             stack = self.stack_file.read_text(encoding="utf-8", errors="replace") or None
         self.pipe.close()
         self.job = self.hung_s = None
-        self._start()
+        if self.is_replaced:
+            self._start()
         return Outcome(job=job, error=error, exit_code=exit_code, way=DIED, stack=stack)
 
 

@@ -44,11 +44,14 @@ class IsoflopSweeper(Sweeper):
         self.runner: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        self.refuse = self.runner.refuse if isinstance(self.runner, CellLauncher) else refuse_teams
 
     def sweep(self, arguments: list[str]) -> object:
         """Run every cell. Raises CellFailedError after all others are done, and ConfigError."""
         composed = [(p, self._compose(p)) for p in self._product(arguments)]
         points = [(p, *build_run(raw), build_launch(raw)) for p, raw in composed]
+        for _, base, *_ in points:
+            self.refuse(base)
         adaptive = [(o, b, s, w) for o, b, s, w in points if s is not None and s.mode == "adaptive"]
         if adaptive:
             refuse_shared_folders([(b, s) for _, b, s, _ in adaptive], len(points))
@@ -64,7 +67,6 @@ class IsoflopSweeper(Sweeper):
         every: list[tuple[list[str], Cell]] = []
         plans: dict[Path, list[Grid]] = {}
         for overrides, base, sweep, launch in points:
-            refuse_teams(base)
             grid = plan_point(base, sweep, write=not launch.dry_run)
             name = base.name if sweep is None else sweep.name
             plans.setdefault(Path(base.runs_root) / name, []).append(grid)
@@ -98,7 +100,6 @@ class IsoflopSweeper(Sweeper):
         self, overrides: list[str], base: TrainConfig, sweep: SweepConfig, launch: LaunchConfig
     ) -> dict[str, str]:
         """Run an adaptive sweep's rounds; return why cells failed, by run id."""
-        refuse_teams(base)
         if launch.dry_run or launch.only:
             raise ConfigError(
                 "sweep.mode=adaptive chooses its cells as it goes, so only= and dry_run= do not "

@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from llmtrain.corpus.shards import Corpus
+from llmtrain.spec.graphs import eval_rows
 from llmtrain.training.batches import validation_rows
 from llmtrain.training.parallel import ALONE, Team
-
-EVAL_TOKENS = 8192  # tokens of one forward pass; it bounds the logits' memory, nothing else
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +45,7 @@ class Evaluator:
         """`equal_passes` fills the last pass up, so that all have one shape and compile once."""
         self.inputs, self.targets = validation_rows(corpus, n_tokens=n_tokens, seq_len=seq_len)
         self.n_bytes = int(np.asarray(corpus.token_bytes)[self.targets.numpy()].sum())
-        self.rows_per_pass = min(len(self.inputs), max(1, EVAL_TOKENS // seq_len))
+        self.rows_per_pass = min(len(self.inputs), eval_rows(seq_len))
         self.equal_passes = equal_passes
         self.device, self.team = device, team
 

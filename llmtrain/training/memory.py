@@ -38,7 +38,7 @@ def train_in_memory(
             if config.runtime.parallel != "none" or not is_out_of_memory(error):
                 raise
             config = smaller_passes(config, corpus.manifest.vocab_size)
-        _free()  # here the error and its frames, which held the tensors, are gone
+        free_memory()  # here the error and its frames, which held the tensors, are gone
         warn(f"out of memory; again with {config.runtime.micro_batch_tokens} tokens a pass")
 
 
@@ -55,7 +55,7 @@ def train_group_in_memory(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    _free()
+    free_memory()
     warn(f"out of memory with {len(configs)} runs as one; again, one after another")
     ends: Ends = {}
     for config in configs:
@@ -70,7 +70,8 @@ def train_group_in_memory(
     return ends
 
 
-def _free() -> None:
+def free_memory() -> None:
+    """Give back what nothing refers to, on a GPU to other processes too."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

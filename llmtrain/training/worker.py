@@ -52,6 +52,18 @@ def work(payload: dict[str, Any], report: Report) -> dict[str, Any]:
     return _result(train_in_memory(config, corpus, on_progress=tell, on_step=on_step))
 
 
+def compile_cell(payload: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Compile what `work` will for the same payload, into torch's cache; leave nothing else."""
+    from llmtrain.training.ahead import compile_for  # noqa: PLC0415 - as above
+    from llmtrain.training.memory import free_memory  # noqa: PLC0415
+
+    configs = [build(TrainConfig, raw) for raw in payload.get("stack") or [payload["config"]]]
+    for _ in compile_for(configs, opened(prepare(configs[0].data))):
+        report({})
+    free_memory()
+    return {}
+
+
 def _result(record: RunRecord) -> dict[str, Any]:
     return {
         "val_loss": record.val_loss,

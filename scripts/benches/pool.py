@@ -20,7 +20,7 @@ from llmtrain.training.worker import work
 SOURCE = Path(__file__).resolve().parents[2] / "llmtrain"  # the text: this package's own files
 
 
-def cell_overrides(root: Path, seed: int, steps: int) -> list[str]:
+def cell_overrides(root: Path, seed: int, steps: int, width: int = 16) -> list[str]:
     """Return the overrides of a tiny cell of `steps` steps of 1,024 tokens."""
     return [
         "data=local",
@@ -29,7 +29,7 @@ def cell_overrides(root: Path, seed: int, steps: int) -> list[str]:
         f"data.root={root / 'data'}",
         "data.max_epochs=1e6",
         "model=demo",
-        "model.d_model=16",
+        f"model.d_model={width}",
         "recipe.batch_tokens=1024",
         "evaluation.n_tokens=4096",
         "evaluation.sample_tokens=0",

@@ -57,6 +57,20 @@ def test_the_stacked_bench_times_the_same_runs_twice(tmp_path: Path) -> None:
     assert document["facts"]["one after another over stacked"] == pytest.approx(ratio)
 
 
+@pytest.mark.slow
+def test_the_compile_bench_trains_the_same_cells_three_times(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    done = bench("what=compile", "repeats=1", "cells=2", "steps=4", f"out={out}")
+    assert done.returncode == 0, done.stderr  # other losses on one side would be an error
+    document = json.loads(out.read_text(encoding="utf-8"))
+    stages = document["median"]
+    for side in ("alone", "ahead", "compiled before"):
+        parts = [stages[f"{side}: cell {i} compiles"] for i in (1, 2)]
+        assert stages[f"{side}: all cells compile"] == pytest.approx(sum(parts))
+    ratio = stages["alone: wall"] / stages["compiled before: wall"]
+    assert document["facts"]["alone over compiled before, wall"] == pytest.approx(ratio)
+
+
 @pytest.mark.parametrize("override", ["what=nothing", "colour=red", "repeats=many"])
 def test_a_bench_refuses_what_it_does_not_know(override: str) -> None:
     done = bench(override)

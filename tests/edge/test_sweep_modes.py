@@ -40,6 +40,28 @@ def test_any_hydra_sweep_runs_through_the_same_launcher(
     assert {record[field] for record in records(tmp_path / "runs/swept").values()} == values
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("hydra.launcher.compile_ahead=1", "compile_ahead=1 has nothing to do with runtime.com"),
+        ("hydra.launcher.compile_ahead=-1", "compile_ahead=-1 must lie in [0, 64]"),
+        ("runtime.compile=true", "can be written by others"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["fixed", "adaptive"])
+def test_what_cannot_be_compiled_ahead_is_refused_before_any_file(
+    cli, tiny_overrides, tmp_path, tmp_path_factory, monkeypatch, override, message, mode
+):
+    shared = tmp_path_factory.mktemp("shared")
+    shared.chmod(0o777)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(shared))
+    done = cli("train.py", *tiny_overrides, *FAMILY, f"sweep.mode={mode}", override)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_an_adaptive_sweep_writes_its_rounds_and_the_same_command_trains_nothing(
     cli, tiny_overrides, tmp_path

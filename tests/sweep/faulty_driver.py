@@ -57,6 +57,6 @@ class Lines(SweepWatcher):
 
 if __name__ == "__main__":
     HANDS.work, HANDS.watcher = work, Lines()
-    launcher = PoolLauncher(per_device=1, hang_seconds=float(sys.argv[2]))
+    launcher = PoolLauncher(per_device=1, hang_seconds=float(sys.argv[2]), compile_ahead=0)
     outcomes = launcher.run_cells(read_cells(Path(sys.argv[1])))
     sys.exit(any(outcome is not None and outcome.error for outcome in outcomes))
