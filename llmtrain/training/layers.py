@@ -112,17 +112,17 @@ def build_norm(config: ModelConfig) -> nn.Module:
 
 
 def rotary_table(seq_len: int, d_head: int, base: float) -> Tensor:
-    """Return the rotary turns of queries, keys and values, complex64 (seq_len, 3, 1, d_head/2).
+    """Return the rotary turns of queries, keys and values, float32 (seq_len, 3, 1, d_head/2, 2).
 
-    Features 2i and 2i + 1 are the real and imaginary part of a number that position t turns by the
-    angle t base^(-2i / d_head); values stay as they are: times one. Source: Su et al. 2021 (arXiv
-    2104.09864), section 3.2.2.
+    The last axis is a number's real and imaginary part, as features 2i and 2i + 1 of a query are:
+    position t turns them by the angle t base^(-2i / d_head). Values stay as they are: times one.
+    Source: Su et al. 2021 (arXiv 2104.09864), section 3.2.2.
     """
     frequency = base ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
     angle_TK = torch.outer(torch.arange(seq_len, dtype=torch.float64), frequency)
     turn_TK = torch.polar(torch.ones_like(angle_TK), angle_TK)
     turn_T3K = torch.stack([turn_TK, turn_TK, torch.ones_like(turn_TK)], dim=1)
-    return turn_T3K.unsqueeze(2).to(torch.complex64)
+    return torch.view_as_real(turn_T3K).unsqueeze(2).float()
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
@@ -133,8 +133,9 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """
     pairs = x.float().unflatten(-1, (-1, 2))
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2)
-    cos, sin = torch.view_as_real(turns).unbind(-1)
+        turned = torch.view_as_complex(pairs) * torch.view_as_complex(turns)
+        return torch.view_as_real(turned).flatten(-2)
+    cos, sin = turns.unbind(-1)
     real, imaginary = pairs.unbind(-1)
     turned = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
     return turned.flatten(-2)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import gc
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 
@@ -17,6 +17,9 @@ from llmtrain.training.loop import train
 from llmtrain.training.progress import ProgressHook, StepHook
 from llmtrain.training.runtime import is_out_of_memory, warn
 
+_FITTING: dict[Hashable, int] = {}
+"""Tokens of a pass that fitted after more did not, by what else a run's memory depends on."""
+
 
 def train_in_memory(
     config: TrainConfig,
@@ -27,10 +30,19 @@ def train_in_memory(
 ) -> RunRecord:
     """Train one run as `train` does; where memory runs out, halve the rows of a pass and go on.
 
+    What fitted is where this process's next run of the same shape begins.
     runtime.micro_batch_tokens is no part of a run's identity: the loss is the same up to float
     error. Raises OutOfMemoryError where one row per pass is still too much. Several devices would
     have to agree on the passes: there the first failure is the last.
     """
+    need = (
+        config.model,
+        config.seq_len.seq_len,
+        config.data.vocab_size,
+        config.optimizer.name,
+        dataclasses.replace(config.runtime, micro_batch_tokens=None),
+    )
+    config = _as_before(config, _FITTING.get(need))
     while True:
         try:
             return train(config, corpus, on_progress=on_progress, on_step=on_step)
@@ -38,6 +50,8 @@ def train_in_memory(
             if config.runtime.parallel != "none" or not is_out_of_memory(error):
                 raise
             config = smaller_passes(config, corpus.manifest.vocab_size)
+        assert config.runtime.micro_batch_tokens is not None
+        _FITTING[need] = config.runtime.micro_batch_tokens
         free_memory()  # here the error and its frames, which held the tensors, are gone
         warn(f"out of memory; again with {config.runtime.micro_batch_tokens} tokens a pass")
 
@@ -68,6 +82,16 @@ def train_group_in_memory(
         except LlmtrainError as error:
             ends[name] = error
     return ends
+
+
+def _as_before(config: TrainConfig, fitting: int | None) -> TrainConfig:
+    """Return the run in passes of at most `fitting` tokens, and say so where that changes them."""
+    wanted = config.runtime.micro_batch_tokens
+    if fitting is None or (wanted is not None and wanted <= fitting):
+        return config
+    warn(f"at most {fitting} tokens a pass, because more did not fit in a run of this shape")
+    runtime = dataclasses.replace(config.runtime, micro_batch_tokens=fitting)
+    return dataclasses.replace(config, runtime=runtime)
 
 
 def free_memory() -> None:

@@ -25,7 +25,7 @@ BIG = {
     "recipe.warmup_tokens": 1000,
 }
 LIMITED = """
-import pickle, resource, sys
+import dataclasses, pickle, resource, sys
 from pathlib import Path
 import torch
 from llmtrain.corpus.shards import open_corpus
@@ -36,6 +36,7 @@ train_in_memory(small, open_corpus(corpus))  # every library is loaded before th
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**20 * int(sys.argv[2]),) * 2)
 train_in_memory(big, open_corpus(corpus))
+train_in_memory(dataclasses.replace(big, seed=1), open_corpus(corpus))
 """
 
 
@@ -62,10 +63,13 @@ def test_out_of_memory_halves_the_passes_and_keeps_batch_identity_and_loss(
         assert done.returncode == 0, done.stderr
         if "out of memory" in done.stderr:
             break
-    assert "out of memory; again with 8192 tokens a pass" in done.stderr
+    assert done.stderr.count("out of memory; again with 8192 tokens a pass") == 1
     record = read_record(run_directory(big))
     passes = int(record.hardware["micro_batch_tokens"])
     assert passes < record.batch_tokens == 16_384
+    assert f"at most {passes} tokens a pass" in done.stderr  # the next seed asks for no more
+    (other,) = (run for run in run_directory(big).parent.iterdir() if run != run_directory(big))
+    assert int(read_record(other).hardware["micro_batch_tokens"]) == passes
 
     free = dataclasses.replace(big, runs_root=str(tmp_path / "free"))
     whole = train(free, open_corpus(tiny_corpus_dir))
