@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from llmtrain.spec.plan import RunPlan
 from llmtrain.spec.settings import TrainConfig
 
-EVAL_TOKENS = (
-    8192  # tokens of one pass of an evaluation; it bounds the logits' memory, nothing else
-)
+EVAL_TOKENS = 8192
+"""Tokens of one pass of an evaluation; it bounds the logits' memory, nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +34,7 @@ class Graph:
     trains: bool
     """Forward and backward; else an evaluation."""
     dtype: str
+    attention: str
     device: str
     n_threads: int
 
@@ -91,6 +91,7 @@ def _graph(
         replicas=replicas,
         trains=trains,
         dtype=runtime.dtype,
+        attention=runtime.attention,
         device=runtime.device,
         n_threads=runtime.n_threads,
     )

@@ -53,7 +53,7 @@ class Evaluator:
     def __call__(
         self,
         forward: Callable[[Tensor], Tensor],
-        forward_pass: Callable[[], AbstractContextManager[None]],
+        autocast: Callable[[], AbstractContextManager[None]],
         between: Callable[[], None] = lambda: None,
     ) -> Evaluation:
         """Return the loss of `forward`, which maps (B, T) tokens to (B, T, V) logits.
@@ -66,7 +66,7 @@ class Evaluator:
         for part in self.team.passes(n_rows, self.rows_per_pass):
             between()
             inputs, targets = self.inputs[part.rows], self.targets[part.rows]
-            with forward_pass():
+            with autocast():
                 logits = forward(self._filled(inputs).to(self.device))[: len(inputs)]
             nll = F.cross_entropy(
                 logits.float().flatten(0, 1), targets.to(self.device).flatten(), reduction="none"
@@ -87,10 +87,10 @@ class Evaluator:
     def rehearse(
         self,
         forward: Callable[[Tensor], Tensor],
-        forward_pass: Callable[[], AbstractContextManager[None]],
+        autocast: Callable[[], AbstractContextManager[None]],
     ) -> None:
         """Do one pass and forget it: what is compiled for it is there when it counts."""
-        with forward_pass():
+        with autocast():
             forward(self._filled(self.inputs[: self.rows_per_pass]).to(self.device))
 
     def _filled(self, inputs: Tensor) -> Tensor:

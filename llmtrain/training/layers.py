@@ -7,14 +7,24 @@ Every parameter may have a leading axis of R replicas (stacked.py): then the bat
 parts in the same order, and each part meets its own replica's weights.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llmtrain.spec.config import ModelConfig
 from llmtrain.training import mup
+
+KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -148,11 +158,26 @@ def window_mask(n_tokens: int, window: int, device: torch.device) -> Tensor:
     return (distance_TT >= 0) & (distance_TT < window)
 
 
+@contextlib.contextmanager
+def kernels(first: str) -> Iterator[None]:
+    """Let torch's attention try a kernel before the others; auto: as it likes.
+
+    Math takes everything, but on a CPU only alone.
+    """
+    if first == "auto":
+        yield
+        return
+    order = [KERNELS[first]] if first == "math" else [KERNELS[first], *KERNELS.values()]
+    with sdpa_kernel(order, set_priority=True):
+        yield
+
+
 class Attention(nn.Module):
     """Causal multi-head attention through torch's fused kernel."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, kernel: str) -> None:
         super().__init__()
+        self.kernel = kernel  # asked for in `forward`, so that compiled code is another for each
         self.n_heads, self.d_head = config.n_heads, config.d_head
         self.scale = mup.attention_scale(config)
         self.qkv = Linear(config.d_model, 3 * config.d_model, bias=config.bias)
@@ -175,14 +200,15 @@ class Attention(nn.Module):
             qkv = rotate(qkv, rotary)
         # Gains and turns are float32; under autocast the kernel wants the narrow dtype.
         q_BTHK, k_BTHK, v_BTHK = qkv.to(dtype).unbind(2)
-        y_BHTK = functional.scaled_dot_product_attention(
-            q_BTHK.transpose(1, 2),
-            k_BTHK.transpose(1, 2),
-            v_BTHK.transpose(1, 2),
-            attn_mask=mask_TT,
-            is_causal=mask_TT is None,
-            scale=self.scale,
-        )
+        with kernels(self.kernel):
+            y_BHTK = functional.scaled_dot_product_attention(
+                q_BTHK.transpose(1, 2),
+                k_BTHK.transpose(1, 2),
+                v_BTHK.transpose(1, 2),
+                attn_mask=mask_TT,
+                is_causal=mask_TT is None,
+                scale=self.scale,
+            )
         attended: Tensor = self.out(y_BHTK.transpose(1, 2).reshape(x_ND.shape))
         return attended
 
@@ -214,10 +240,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One layer: attention, then the MLP, each on a normed copy and added to the stream."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, kernel: str) -> None:
         super().__init__()
         self.attention_norm = build_norm(config)
-        self.attention = Attention(config)
+        self.attention = Attention(config, kernel)
         self.mlp_norm = build_norm(config)
         self.mlp = MLP(config)
         self.dropout = config.dropout

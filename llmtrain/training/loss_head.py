@@ -9,7 +9,7 @@ from torch.nn import functional
 from llmtrain.spec.check import check
 from llmtrain.spec.settings import RuntimeConfig, TrainConfig
 from llmtrain.training.model import cross_entropy
-from llmtrain.training.runtime import forward_pass
+from llmtrain.training.runtime import autocast
 
 
 def refuse_missing_head(config: RuntimeConfig) -> None:
@@ -37,7 +37,7 @@ class LossHead:
 
         Both are float32 scalars, in nats. No logits outlive the call but those autograd keeps.
         """
-        with forward_pass(self.device, self.config.runtime):
+        with autocast(self.device, self.config.runtime):
             if self.config.runtime.loss_head == "chunked":
                 nll = self.forward(inputs, window=window, targets_BT=targets)
                 return nll.detach(), nll

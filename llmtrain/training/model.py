@@ -41,7 +41,9 @@ class Transformer(nn.Module):
         vocab_size: int,
         seq_len: int,
         activation_checkpointing: bool = False,
+        attention: str = "auto",
     ) -> None:
+        """`attention`: the kernel to try first, one of layers.KERNELS, or auto."""
         super().__init__()
         self.config, self.vocab_size, self.seq_len = config, vocab_size, seq_len
         self.activation_checkpointing = activation_checkpointing
@@ -49,7 +51,7 @@ class Transformer(nn.Module):
         self.embedding = Embedding(vocab_size, config.d_model)
         learned = config.position == "learned"
         self.position = Embedding(seq_len, config.d_model) if learned else None
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(Block(config, attention) for _ in range(config.n_layers))
         self.final_norm = build_norm(config)
         self.head = None if config.tied_head else Linear(config.d_model, vocab_size, bias=False)
         if not learned:

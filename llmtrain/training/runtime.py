@@ -13,7 +13,6 @@ from types import FrameType
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import llmtrain
 from llmtrain.spec.errors import ConfigError
@@ -34,12 +33,8 @@ PEAK_TFLOPS = {
     "RTX 3090": 71.0,
     "V100": 125.0,
 }
-KERNELS = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,
-}
+
+
 COMPILED_GRAPHS = 4096  # of one function and process, before compiling fails: shapes x lengths x 2
 
 # What torch says besides torch.OutOfMemoryError: its CPU allocator, CUDA's libraries, C++.
@@ -74,19 +69,13 @@ def refuse_missing_gpu(config: RuntimeConfig) -> None:
             )
 
 
-@contextlib.contextmanager
-def forward_pass(device: torch.device, config: RuntimeConfig) -> Iterator[None]:
-    """Return the context of forward passes: bfloat16 autocast, and the order of kernels."""
-    with contextlib.ExitStack() as held:
-        if config.dtype == "bfloat16":
-            half = torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
-            held.enter_context(half)
-        if config.attention != "auto":
-            order = [KERNELS[config.attention], *KERNELS.values()]  # twice one is once for torch
-            if config.attention == "math":  # it takes everything, but on a CPU only alone
-                order = order[:1]
-            held.enter_context(sdpa_kernel(order, set_priority=True))
-        yield
+def autocast(
+    device: torch.device, config: RuntimeConfig
+) -> contextlib.AbstractContextManager[None]:
+    """Return the context of forward passes: bfloat16 autocast, or nothing for float32."""
+    if config.dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:

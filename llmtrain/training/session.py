@@ -28,7 +28,7 @@ from llmtrain.training.optim import (
     set_lr,
 )
 from llmtrain.training.parallel import ALONE, Pass, Team
-from llmtrain.training.runtime import compile_blocks, forward_pass, step_seed, wait_for
+from llmtrain.training.runtime import autocast, compile_blocks, step_seed, wait_for
 from llmtrain.training.whole import Tables, WholeStep, wants_graph
 
 TAIL = 0.95  # the reported training loss is the mean over the steps after this share of the run
@@ -61,6 +61,7 @@ class Session:
             vocab_size=corpus.manifest.vocab_size,
             seq_len=config.seq_len.seq_len,
             activation_checkpointing=config.runtime.activation_checkpointing,
+            attention=config.runtime.attention,
         )
         self.model.init_weights(config.seed)
         if config.runtime.compile:
@@ -84,9 +85,9 @@ class Session:
         )
         self.last_lr = 0.0
 
-    def forward_pass(self) -> AbstractContextManager[None]:
-        """Return the context of a forward pass: precision and kernels."""
-        return forward_pass(self.device, self.config.runtime)
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the precision context of a forward pass."""
+        return autocast(self.device, self.config.runtime)
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of a step: the schedule at the middle of its tokens."""
@@ -238,7 +239,7 @@ class Session:
         """
         self.settle()
         with self.timed("evaluate"), self.evaluating():
-            result = self.evaluator(self.model, self.forward_pass, between)
+            result = self.evaluator(self.model, self.autocast, between)
         if not math.isfinite(result.loss):
             reason = f"after step {self.step}: validation loss {result.loss}"
             raise self.guard.verdict(self.step - 1, reason)

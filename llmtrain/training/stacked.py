@@ -150,7 +150,7 @@ class Stack:
         inputs, targets = (torch.stack(rows) for rows in zip(*batches, strict=True))
         total = torch.zeros(n, device=first.device)
         for part in first.passes(stage):
-            with first.forward_pass():
+            with first.autocast():
                 logits = self.model(inputs[:, part.rows].flatten(0, 1), window=stage.window)
             nll, loss = stacked_cross_entropy(
                 logits,

@@ -25,7 +25,7 @@ def warm_up_evaluation(session: Session) -> Iterator[None]:
     """Compile what an evaluation needs, and yield; nothing to do for eager runs."""
     if session.config.runtime.compile:
         with session.timed("compile"), session.evaluating():
-            session.evaluator.rehearse(session.model, session.forward_pass)
+            session.evaluator.rehearse(session.model, session.autocast)
         yield
 
 

@@ -42,6 +42,7 @@ CASES = [
     ({"model.dropout": 0.1}, 2),
     ({"runtime.activation_checkpointing": True}, 0),
     ({"runtime.dtype": "bfloat16"}, 2),
+    ({"runtime.attention": "math"}, 2),
     (GPT2, 2),
 ]
 

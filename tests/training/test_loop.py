@@ -24,8 +24,8 @@ from llmtrain.spec.errors import (
 from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import read_state, run_directory
 from llmtrain.training import batches
+from llmtrain.training.layers import KERNELS, kernels
 from llmtrain.training.loop import train
-from llmtrain.training.runtime import KERNELS, forward_pass
 
 CPU = torch.device("cpu")
 
@@ -237,10 +237,10 @@ def test_the_attention_kernel_is_the_one_asked_for(make, corpus):
     assert losses["math"] == pytest.approx(losses["auto"], rel=1e-6)
 
 
-def test_the_order_of_kernels_is_torchs_own_and_the_one_asked_for_first(make):
+def test_the_kernel_asked_for_comes_first_and_torchs_order_comes_back():
     before = _cur_sdpa_kernel_backends(with_priority=True)
     for name, kernel in KERNELS.items():
-        with forward_pass(torch.device("cpu"), make({"runtime.attention": name}).runtime):
+        with kernels(name):
             order = _cur_sdpa_kernel_backends(with_priority=True)
         assert order[0] == kernel
         assert set(order) == ({kernel} if name == "math" else set(KERNELS.values()))
