@@ -46,9 +46,6 @@ class UpdateRule(Protocol):
     def step(self) -> Any:
         """Apply the gradients."""
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients."""
-
     def state_dict(self) -> dict[str, Any]:
         """Return everything that continuing needs."""
 
@@ -71,11 +68,6 @@ class MuonWithAdamW:
         """Apply the gradients."""
         self.muon.step()
         self.adamw.step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients."""
-        self.muon.zero_grad(set_to_none=set_to_none)
-        self.adamw.zero_grad(set_to_none=set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of both."""

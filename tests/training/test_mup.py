@@ -58,7 +58,7 @@ def changes_after_training(config: ModelConfig, optimizer_name: Any, seed: int) 
     for _ in range(4):
         cross_entropy(model(inputs), targets, z_loss=0.0)[1].backward()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad()
     after = probe(model, inputs)
     return {name: (after[name] - before[name]).square().mean().sqrt().item() for name in before}
 

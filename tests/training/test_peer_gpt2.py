@@ -85,7 +85,7 @@ def test_twenty_steps_of_the_gpt2_preset_agree_with_a_plain_implementation(
     for batch in batches:
         inputs, targets = batch[:, :-1], batch[:, 1:]
         nll, loss = cross_entropy(model(inputs), targets, z_loss=0.0)
-        ours.zero_grad()
+        model.zero_grad()
         loss.backward()
         ours.step()
         logits = plain_gpt2(plain, inputs)
