@@ -48,7 +48,7 @@ class MemoryEstimate:
     activations: int
     """Kept for the backward pass of one forward pass."""
     logits: int
-    """With their float32 copy and gradient; of a chunked head, what it keeps in their place."""
+    """What the loss has of them at once; of a chunked head, what it has in their place."""
 
     @property
     def total(self) -> int:

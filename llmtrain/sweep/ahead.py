@@ -7,7 +7,6 @@ import signal
 import tempfile
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from llmtrain.spec.build import build
@@ -64,17 +63,6 @@ class Ahead:
         self.needs_of: dict[str, frozenset[Hashable]] = {}
         self.scratch: tempfile.TemporaryDirectory[str] | None = None
         self.has_told = False
-
-    def __enter__(self) -> "Ahead":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End all processes at once."""

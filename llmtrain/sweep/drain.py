@@ -1,5 +1,6 @@
 """Cells in a file on a shared folder, and any number of machines that work them off together."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -144,7 +145,7 @@ def drain(
         with (
             handled(SCHEDULER_SIGNALS, interrupt),  # the pool then lets its workers save
             compile_cache(configs),
-            ahead or Ahead() as compiling,
+            contextlib.closing(ahead or Ahead()) as compiling,
         ):
             # Each look takes up what another process held in the one before and then gave back.
             while unsettled := _unsettled(jobs, recorder):

@@ -12,7 +12,7 @@ from llmtrain.corpus.shards import Corpus
 from llmtrain.spec import rundir
 from llmtrain.spec.branching import FOLDER
 from llmtrain.spec.disk import write_whole
-from llmtrain.spec.errors import DiskError, InterruptedRunError
+from llmtrain.spec.errors import DiskError, InterruptedRunError, LlmtrainError
 from llmtrain.spec.plan import RunPlan, run_id
 from llmtrain.spec.record import RunRecord, write_record
 from llmtrain.spec.settings import TrainConfig
@@ -226,7 +226,7 @@ class Run:
 
     def leave(self, error: BaseException) -> None:
         """Close what is open and note how the run stands; what was trained is kept."""
-        with contextlib.suppress(Exception):  # a full disk must not hide why the run ends
+        with contextlib.suppress(LlmtrainError):  # a full disk must not hide why the run ends
             self.saver.wait()
         with contextlib.suppress(DiskError):
             self.metrics.close()

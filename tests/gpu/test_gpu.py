@@ -10,6 +10,7 @@ from setups import new_session
 
 from llmtrain.spec.errors import DivergedError, InterruptedRunError
 from llmtrain.spec.plan import plan_run
+from llmtrain.training.checkpoint import snapshot
 from llmtrain.training.loop import train
 from llmtrain.training.session import Session
 
@@ -94,3 +95,17 @@ def test_the_device_holds_a_nan_back_by_itself(make, corpus, policy):
     else:
         session.drain_losses()
         assert session.guard.n_skipped == 1
+
+
+def test_a_snapshot_is_of_its_moment_though_steps_go_on(make, corpus):
+    made = new_session(make, corpus, CUDA)
+    made.train_step()
+    made.drain_losses()
+    state = made.state()
+    expected = {name: weight.cpu().clone() for name, weight in state["model"].items()}
+    taken = snapshot(state)
+    for _ in range(3):
+        made.train_step()
+    for name, weight in expected.items():
+        assert torch.equal(taken.tensors[f"/model/{name}"], weight), name
+        assert not torch.equal(made.model.state_dict()[name].cpu(), weight), name

@@ -1,5 +1,6 @@
 """Processes beside the pool: what they take, and that a sweep neither waits for nor needs them."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -76,7 +77,7 @@ def letters(job):
 
 
 def beside(told, count=1):
-    return Ahead(ahead_slots(count, SLOTS), ahead, letters, told.append)
+    return contextlib.closing(Ahead(ahead_slots(count, SLOTS), ahead, letters, told.append))
 
 
 def test_cells_are_taken_in_their_order_one_for_everything_new(job, tmp_path):
@@ -168,11 +169,11 @@ def test_a_process_that_cannot_start_is_said_and_done_without(job, tmp_path, mon
 
     told = []
     monkeypatch.setattr("tempfile.TemporaryDirectory.__init__", refuse)
-    compiling = beside(told, count=2)
-    compiling.hand_out([job("second", "b")], [job("first", "a")])
+    with beside(told, count=2) as compiling:
+        compiling.hand_out([job("second", "b")], [job("first", "a")])
+        assert compiling.busy() == []
     assert told == ["nothing is compiled ahead: no process more; cells compile what they need "
                     "themselves"]  # fmt: skip
-    assert compiling.busy() == []
 
 
 def is_gone(pid):
