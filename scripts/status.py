@@ -50,8 +50,8 @@ from llmtrain.spec.build import build
 from llmtrain.spec.errors import ConfigError, MismatchError
 from llmtrain.spec.expense import Expense, bill_text, expense_of
 from llmtrain.spec.record import RunRecord, read_record
+from llmtrain.spec.rundir import PASSED_BY
 from llmtrain.sweep.ledger import (
-    PASSED_BY,
     CellStatus,
     TimeLeft,
     flops_left,

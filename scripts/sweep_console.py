@@ -26,8 +26,9 @@ from llmtrain.spec.bill import Bill, BillConfig, bill_for, total
 from llmtrain.spec.errors import InterruptedRunError, LlmtrainError
 from llmtrain.spec.expense import ROUNDS_FILE, bill_config_of, bill_text, run_expense
 from llmtrain.spec.record import read_record
+from llmtrain.spec.rundir import PASSED_BY
 from llmtrain.sweep.drain import SweepWatcher
-from llmtrain.sweep.ledger import PASSED_BY, CellStatus, flops_left, flops_of, read_sweep
+from llmtrain.sweep.ledger import CellStatus, flops_left, flops_of, read_sweep
 from llmtrain.sweep.process import Job, Outcome
 
 PLAIN_EVERY_S = 60.0  # between looks at all workers where there is no terminal

@@ -16,7 +16,8 @@ from text_plot import HEIGHT, LOWEST, BudgetCurve, panels
 from llmtrain.scaling.wording import count, flops
 from llmtrain.spec.bill import Bill, BillConfig
 from llmtrain.spec.expense import bill_text, energy_text, money_text
-from llmtrain.sweep.ledger import PASSED_BY, STATES, CellStatus
+from llmtrain.spec.rundir import PASSED_BY
+from llmtrain.sweep.ledger import STATES, CellStatus
 
 STYLES = {"done": "green", "running": "cyan", "failed": "red", "quarantined": "red"}
 AT_WORK = ("running", "trained", "evaluated")

@@ -23,6 +23,7 @@ from llmtrain.spec.settings import TrainConfig
 
 STATE_FILE = "state.json"
 ORIGINS_FILE = "origins.json"
+PASSED_BY = ("failed", "quarantined")  # until someone has it tried again
 LOOK_S, LOOKS = 0.02, 10  # who only looks at a lock has it for much less
 
 

@@ -17,6 +17,7 @@ from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.plan import run_id
 from llmtrain.spec.record import RECORD_FILE, read_record
 from llmtrain.spec.rundir import (
+    PASSED_BY,
     STATE_FILE,
     hold,
     is_held,
@@ -37,7 +38,6 @@ METRICS_FILE = "metrics.jsonl"
 STATES = (
     "planned", "running", "trained", "evaluated", "stopped", "done", "failed", "quarantined",
 )  # fmt: skip
-PASSED_BY = ("failed", "quarantined")
 QUARANTINE_AFTER = 2  # failures in the same way
 TAIL_BYTES = 4096  # of the metrics, more than a row
 

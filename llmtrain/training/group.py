@@ -31,8 +31,9 @@ def train_group(
 ) -> Ends:
     """Train runs that differ in seed and rate alone as one; return how each of them ended.
 
-    Those that were done before are left out. One that fails or is held elsewhere leaves the others
-    to go on; one that had been stopped earlier than the others first catches up by itself.
+    Those that were done before are left out. One that fails, has failed before or is held elsewhere
+    leaves the others to go on; one that had been stopped earlier than the others first catches up
+    by itself.
     """
     ends: Ends = {}
     runs: list[Run] = []
@@ -42,7 +43,7 @@ def train_group(
             tell = functools.partial(on_progress, name)
             try:
                 plan = planned(config, corpus)
-                found = open_run(config, corpus, plan, ALONE, held, tell, on_step)
+                found = open_run(config, corpus, plan, ALONE, held, tell, on_step, retry=False)
             except LlmtrainError as error:
                 ends[name] = error
             else:

@@ -27,6 +27,7 @@ def train_in_memory(
     *,
     on_progress: ProgressHook | None = None,
     on_step: StepHook = lambda: None,
+    retry: bool = True,
 ) -> RunRecord:
     """Train one run as `train` does; where memory runs out, halve the rows of a pass and go on.
 
@@ -45,7 +46,7 @@ def train_in_memory(
     config = _as_before(config, _FITTING.get(need))
     while True:
         try:
-            return train(config, corpus, on_progress=on_progress, on_step=on_step)
+            return train(config, corpus, on_progress=on_progress, on_step=on_step, retry=retry)
         except (RuntimeError, MemoryError) as error:
             if config.runtime.parallel != "none" or not is_out_of_memory(error):
                 raise
@@ -76,7 +77,9 @@ def train_group_in_memory(
         name = run_id(config)
         tell = functools.partial(on_progress, name)
         try:
-            ends[name] = train_in_memory(config, corpus, on_progress=tell, on_step=on_step)
+            ends[name] = train_in_memory(
+                config, corpus, on_progress=tell, on_step=on_step, retry=False
+            )
         except InterruptedRunError:
             raise
         except LlmtrainError as error:

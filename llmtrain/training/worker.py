@@ -29,8 +29,9 @@ def work(payload: dict[str, Any], report: Report) -> dict[str, Any]:
     """Train the cell in payload["config"], or read its record where it is there already.
 
     payload["stack"] holds several instead, trained as one: the result then has their results, or
-    why they failed, by run id under "cells". An empty report is a sign of life: one follows every
-    step. Importable by name, so that a process on another machine can be told to do the same.
+    why they failed, by run id under "cells". Raises RunLockedError where another process has the
+    cell or has failed with it. An empty report is a sign of life: one follows every step.
+    Importable by name, so that a process on another machine can be told to do the same.
     """
     # The driver needs no torch.
     from llmtrain.training.memory import train_group_in_memory, train_in_memory  # noqa: PLC0415
@@ -49,7 +50,7 @@ def work(payload: dict[str, Any], report: Report) -> dict[str, Any]:
         ends = train_group_in_memory(configs, corpus, on_progress=on_progress, on_step=on_step)
         return {"cells": {name: _end(end) for name, end in ends.items()}}
     tell = functools.partial(on_progress, run_id(config))
-    return _result(train_in_memory(config, corpus, on_progress=tell, on_step=on_step))
+    return _result(train_in_memory(config, corpus, on_progress=tell, on_step=on_step, retry=False))
 
 
 def compile_cell(payload: dict[str, Any], report: Report) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Processes that drain one file of cells together, as the tasks of a SLURM array do."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,14 +13,15 @@ import pytest
 
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.branching import share_trunk
-from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.errors import ConfigError, RunLockedError
 from llmtrain.spec.plan import plan_run, run_id
 from llmtrain.spec.rundir import hold, read_state, run_directory, write_json, write_state
 from llmtrain.sweep import slurm
-from llmtrain.sweep.drain import read_cells, write_cells
+from llmtrain.sweep.drain import read_cells, take, write_cells
 from llmtrain.sweep.grid import Cell
 from llmtrain.sweep.ledger import release_branches, reopen
 from llmtrain.sweep.select import with_trunks
+from llmtrain.training import worker
 from llmtrain.training.loop import train
 
 LONG = 102_400  # tokens: long enough to be stopped on the way
@@ -86,6 +88,23 @@ def test_two_drains_train_no_cell_twice_and_a_failing_cell_stops_none(cell, star
     assert (code, out.count("FAILED")) == (0, 0)  # left alone until the sweep is submitted again
     reopen(read_cells(path))
     assert finish(start(path))[1].count("FAILED") == 1
+
+
+def test_a_cell_that_fails_while_another_process_waits_for_its_lock_is_not_tried_there(
+    cell, monkeypatch
+):
+    config = cell(0)
+    directory, other = run_directory(config), contextlib.ExitStack()
+    other.enter_context(hold(directory))
+
+    def fail_there(_seconds):
+        write_state(directory, "failed", "loss nan")
+        other.close()
+
+    monkeypatch.setattr(time, "sleep", fail_there)
+    with pytest.raises(RunLockedError, match="has failed: loss nan"):
+        take(worker.work, {"config": dataclasses.asdict(config)}, lambda _: None)
+    assert read_state(directory) == ("failed", "loss nan")
 
 
 @pytest.mark.parametrize(

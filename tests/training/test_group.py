@@ -9,7 +9,7 @@ import pytest
 from llmtrain.spec.errors import DivergedError, InterruptedRunError, RunLockedError
 from llmtrain.spec.plan import run_id
 from llmtrain.spec.record import RunRecord, read_record
-from llmtrain.spec.rundir import hold, read_state, run_directory
+from llmtrain.spec.rundir import hold, read_state, run_directory, write_state
 from llmtrain.training import group, memory
 from llmtrain.training.group import train_group
 from llmtrain.training.loop import train
@@ -129,6 +129,17 @@ def test_one_that_another_process_holds_is_left_to_it(cells, corpus, alone):
         ends = train_group(together, corpus)
     assert isinstance(ends.pop(run_id(together[0])), RunLockedError)
     assert all(isinstance(end, RunRecord) for end in ends.values())
+    assert_same(together[2], alone[2])
+
+
+def test_one_that_failed_before_is_left_alone(cells, corpus, alone):
+    together = cells("together")
+    run_directory(together[0]).mkdir(parents=True)
+    write_state(run_directory(together[0]), "failed", "loss nan")
+    ends = train_group(together, corpus)
+    assert "has failed: loss nan" in str(ends.pop(run_id(together[0])))
+    assert all(isinstance(end, RunRecord) for end in ends.values())
+    assert read_state(run_directory(together[0])) == ("failed", "loss nan")
     assert_same(together[2], alone[2])
 
 
