@@ -78,9 +78,7 @@ def main(composed: DictConfig) -> None:
     # SystemExit passes through Hydra, which would print an exception with all its overrides.
     raw = plain(composed)
     code = guarded(lambda: train_one(build_run(raw)[0], build_launch(raw)))
-    if (
-        "WORLD_SIZE" in os.environ
-    ):  # gloo's threads can abort an interpreter that takes itself apart under load
+    if "WORLD_SIZE" in os.environ:  # gloo's threads can abort an interpreter that shuts down
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ PR_SET_PDEATHSIG = 1
 # glibc gives big blocks back to the system after every step and takes them anew: keeping them made
 # tiny models 9 to 15 % faster (docs/experiments.md). Read once, when a process starts.
 WORKER_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+LAST = -1_000  # of what a process does when it ends
 DIED = "died"
 """The way of failing of every job that took its worker with it."""
 
@@ -208,6 +210,8 @@ def _serve(pipe: Connection, work: Work, slot: Slot, beats: Any, stack_file: str
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the driver, which asks to stop
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    # What libraries registered is undone first; taking torch apart behind it would cost a second.
+    Finalize(None, os._exit, args=(0,), exitpriority=LAST)
     stacks = Path(stack_file).open("w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
     faulthandler.enable(stacks)  # on SIGABRT, SIGSEGV and their like
 
@@ -221,7 +225,7 @@ def _serve(pipe: Connection, work: Work, slot: Slot, beats: Any, stack_file: str
         try:
             payload = pipe.recv()
         except (EOFError, OSError):
-            os._exit(0)  # every file is closed; taking torch apart would cost a second
+            return  # every file is closed
         try:
             answer: tuple[str, Any, str | None, int] = ("done", work(payload, report), None, 0)
         except Exception as error:

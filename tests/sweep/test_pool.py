@@ -1,7 +1,10 @@
 """The pool with real processes: order, warmth, failure, death, and stopping."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +16,7 @@ from llmtrain.sweep.pool import Watcher, run_jobs
 from llmtrain.sweep.process import Job, Slot
 
 SLOTS = [Slot(index=i, cores=(min(os.sched_getaffinity(0)),), gpu=None) for i in range(2)]
-CALLS = []
+CALLS, LOCKS = [], []
 
 
 def work(payload, report):
@@ -39,6 +42,8 @@ def work(payload, report):
             for _ in range(12):
                 time.sleep(0.25)
                 report({})
+        case "lock":  # as tqdm does, which torch's compiler uses
+            LOCKS.append(multiprocessing.RLock())
         case "wait":
             report({"share": 0.5})
             time.sleep(payload["seconds"])
@@ -164,3 +169,17 @@ def test_a_job_that_waits_starts_when_it_is_ready_and_fails_with_what_it_waits_f
         "bad": "ValueError: as asked",
         "lost": "bad, which it starts from, failed: ValueError: as asked",
     }
+
+
+def test_what_a_job_leaves_open_is_closed_without_a_word():
+    code = (
+        "from test_pool import *\n"
+        "if __name__ == '__main__':\n"
+        "    (outcome,) = run_jobs([job('one', do='lock')], work, SLOTS[:1], Watcher())\n"
+        "    assert outcome.error is None, outcome\n"
+    )
+    command = [sys.executable, "-W", "default", "-c", code]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
