@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.spec.disk import disk_error
-from llmtrain.spec.errors import HangError, LlmtrainError
+from llmtrain.spec.errors import DeviceLostError, HangError, LlmtrainError
 from llmtrain.spec.redact import redact
 from llmtrain.spec.silence import STACK_FILE, Silence
 
@@ -32,6 +32,7 @@ PR_SET_PDEATHSIG = 1
 # glibc gives big blocks back to the system after every step and takes them anew: keeping them made
 # tiny models 9 to 15 % faster (docs/experiments.md). Read once, when a process starts.
 WORKER_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+LAST_WORDS = DeviceLostError.__name__  # the way of failing after which a worker leaves by itself
 DIED = "died"
 """The way of failing of every job that took its worker with it."""
 
@@ -136,6 +137,8 @@ class Worker:
         if kind == "progress":
             return dict(value)
         job, self.job = self.job, None
+        if way == LAST_WORDS:
+            self._end_process()
         if kind == "done":
             return Outcome(job=job, result=value)
         return Outcome(job=job, error=value, exit_code=code, way=way)
@@ -179,11 +182,16 @@ class Worker:
         stack = None
         if self.stack_file.is_file():
             stack = self.stack_file.read_text(encoding="utf-8", errors="replace") or None
-        self.pipe.close()
         self.job = self.hung_s = None
+        self._end_process()
+        return Outcome(job=job, error=error, exit_code=exit_code, way=DIED, stack=stack)
+
+    def _end_process(self) -> None:
+        """Wait for the end of a process that leaves, and start another one if that is wanted."""
+        self.process.join()
+        self.pipe.close()
         if self.is_replaced:
             self._start()
-        return Outcome(job=job, error=error, exit_code=exit_code, way=DIED, stack=stack)
 
 
 @contextlib.contextmanager
@@ -228,6 +236,8 @@ def _serve(pipe: Connection, work: Work, slot: Slot, beats: Any, stack_file: str
             answer = _told(error)
         with contextlib.suppress(BrokenPipeError):
             pipe.send(answer)
+        if answer[2] == LAST_WORDS:
+            os._exit(0)
 
 
 def _told(error: Exception) -> tuple[str, str, str, int]:
