@@ -11,10 +11,11 @@
 
 Keys:
   what=step         one optimizer step, by shape and option: tokens/s, MFU over the matmul rate
-                    measured beside it, GB at its widest (on a CPU besides weights and moments;
+                    measured beside it, GB at its widest (besides weights, on a CPU moments too;
                     models=w32d2,w64d4,w128d4, steps=50, tokens=4096 a step, vocab=256,
-                    variants=float32,bfloat16; float32-compiled, bfloat16-compiled, chunked and
-                    bfloat16-chunked are others)
+                    variants=float32,bfloat16; float32-compiled, bfloat16-compiled, chunked,
+                    bfloat16-chunked and, on a GPU, bfloat16-cudnn, bfloat16-graph and
+                    bfloat16-compiled-graph are others)
   what=run          seconds of runs of `tokens` x 1, 3 and 10, warm and as a command each: the fixed
                     cost of a run (model=w32d2, tokens=102400)
   what=sweep        a sweep from the command to the fitted curve: where its time goes, its MFU
@@ -70,12 +71,18 @@ COMMON = {"what": "analysis", "repeats": "3", "out": ""}
 def machine(packages: tuple[str, ...]) -> dict[str, str]:
     """Return hardware, load, versions and code: what a figure depends on."""
     load = " ".join(f"{value:.1f}" for value in os.getloadavg())
+    gpu = {}
+    if "torch" in packages:
+        from llmtrain.training.runtime import gpu_facts  # noqa: PLC0415 - the analysis does without
+
+        gpu = gpu_facts()
     return {
         "cpu": cpu_name(),
         "cores": str(len(os.sched_getaffinity(0))),
         "load": load,
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
+        **gpu,
         "llmtrain": __version__,
         "code": code_id(),
     }

@@ -45,6 +45,10 @@ class OutOfMemoryError(LlmtrainError):
     """The device is too small for one row of the run per pass."""
 
 
+class DeviceLostError(LlmtrainError):
+    """The GPU failed under a run, and would fail under the next one in the same process."""
+
+
 class DiskError(LlmtrainError):
     """The disk takes no more, or not from us: full, quota, read-only; every other run meets it."""
 

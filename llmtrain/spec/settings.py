@@ -47,7 +47,8 @@ class RuntimeConfig:
     device: Literal["auto", "cpu", "cuda"]
     """auto: a GPU where there is one."""
     dtype: Literal["float32", "bfloat16"]
-    """bfloat16: autocast, with float32 master weights."""
+    """bfloat16: autocast, with float32 master weights. float32: on a GPU its matrix products round
+    their inputs to TF32, 10 bits of mantissa."""
     compile: bool
     """torch.compile of each block."""
     n_threads: int

@@ -16,6 +16,7 @@ from llmtrain.sweep.ahead import Ahead, Compiler
 from llmtrain.sweep.process import GRACE_S, Job, Outcome, Slot, Work, Worker
 
 LOOKS = 4  # times that a worker is looked at within the limit of a hang
+DEVICES = Path("/dev")
 
 
 class Watcher:
@@ -179,5 +180,6 @@ def _visible_gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [gpu.strip() for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
-    found = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia*"))
-    return sorted((name for name in found if name.isdigit()), key=int)
+    # A container that was given GPU 3 alone has /dev/nvidia3, and CUDA counts it as 0.
+    found = [path for path in DEVICES.glob("nvidia*") if path.name[len("nvidia") :].isdigit()]
+    return [str(number) for number in range(len(found))]

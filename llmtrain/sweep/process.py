@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.spec.disk import disk_error
-from llmtrain.spec.errors import HangError, LlmtrainError
+from llmtrain.spec.errors import DeviceLostError, HangError, LlmtrainError
 from llmtrain.spec.redact import redact
 from llmtrain.spec.silence import STACK_FILE, Silence
 
@@ -34,6 +34,7 @@ PR_SET_PDEATHSIG = 1
 # tiny models 9 to 15 % faster (docs/experiments.md). Read once, when a process starts.
 WORKER_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 LAST = -1_000  # of what a process does when it ends
+LAST_WORDS = DeviceLostError.__name__  # the way of failing after which a worker leaves by itself
 DIED = "died"
 """The way of failing of every job that took its worker with it."""
 
@@ -138,6 +139,8 @@ class Worker:
         if kind == "progress":
             return dict(value)
         job, self.job = self.job, None
+        if way == LAST_WORDS:
+            self._end_process()
         if kind == "done":
             return Outcome(job=job, result=value)
         return Outcome(job=job, error=value, exit_code=code, way=way)
@@ -181,11 +184,16 @@ class Worker:
         stack = None
         if self.stack_file.is_file():
             stack = self.stack_file.read_text(encoding="utf-8", errors="replace") or None
-        self.pipe.close()
         self.job = self.hung_s = None
+        self._end_process()
+        return Outcome(job=job, error=error, exit_code=exit_code, way=DIED, stack=stack)
+
+    def _end_process(self) -> None:
+        """Wait for the end of a process that leaves, and start another one if that is wanted."""
+        self.process.join()
+        self.pipe.close()
         if self.is_replaced:
             self._start()
-        return Outcome(job=job, error=error, exit_code=exit_code, way=DIED, stack=stack)
 
 
 @contextlib.contextmanager
@@ -210,8 +218,6 @@ def _serve(pipe: Connection, work: Work, slot: Slot, beats: Any, stack_file: str
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the driver, which asks to stop
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    # What libraries registered is undone first; taking torch apart behind it would cost a second.
-    Finalize(None, os._exit, args=(0,), exitpriority=LAST)
     stacks = Path(stack_file).open("w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
     faulthandler.enable(stacks)  # on SIGABRT, SIGSEGV and their like
 
@@ -225,13 +231,23 @@ def _serve(pipe: Connection, work: Work, slot: Slot, beats: Any, stack_file: str
         try:
             payload = pipe.recv()
         except (EOFError, OSError):
-            return  # every file is closed
+            return _leave()
         try:
             answer: tuple[str, Any, str | None, int] = ("done", work(payload, report), None, 0)
         except Exception as error:
             answer = _told(error)
         with contextlib.suppress(BrokenPipeError):
             pipe.send(answer)
+        if answer[2] == LAST_WORDS:
+            return _leave()
+
+
+def _leave() -> None:
+    """Have this process end when it has undone what libraries registered: every file is closed.
+
+    Taking torch apart behind that would cost a second.
+    """
+    Finalize(None, os._exit, args=(0,), exitpriority=LAST)
 
 
 def _told(error: Exception) -> tuple[str, str, str, int]:

@@ -96,6 +96,9 @@ class _Group:
 
     def _train_stack(self, stop: runtime.StopRequest) -> None:
         """Take steps together until the last, or until a run leaves."""
+        self._each(lambda run: run.saver.wait())  # a capture admits no other thread's CUDA calls
+        if len(self.runs) < 2:
+            return
         stack = Stack([run.session for run in self.runs])
         for _ in stack.warm_up():
             self.on_step()

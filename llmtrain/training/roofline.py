@@ -36,10 +36,9 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def reset_peak_memory(device: torch.device) -> None:
-    """Forget the peak so far, where the device keeps one of its own."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+def held_memory(device: torch.device) -> int:
+    """Return the bytes allocated on a GPU now; 0 of a CPU, which keeps no such count."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def peak_allocated(action: Callable[[], object]) -> int:

@@ -57,6 +57,7 @@ class Run:
         self.run_id = run_id(config)
         begin = time.perf_counter()
         self.device = runtime.pick_device(config.runtime)
+        runtime.reset_peak_memory(self.device)
         self.energy = EnergyMeter(self.device)
         self.stop = runtime.StopRequest()
         self.log_every = max(1, plan.n_steps // config.tracking.points)

@@ -23,8 +23,10 @@ from llmtrain.training.energy import driver_version
 
 # Dense bf16 peaks of one device, TFLOP/s, from the makers' data sheets.
 PEAK_TFLOPS = {
+    "H200 NVL": 835.5,
     "H200": 989.5,
     "H100 PCIe": 756.0,
+    "H100 NVL": 835.5,
     "H100": 989.5,
     "A100": 312.0,
     "L40S": 362.0,
@@ -52,7 +54,7 @@ def pick_device(config: RuntimeConfig) -> torch.device:
     torch.set_flush_denormal(True)
     if config.device == "cpu" or not has_gpu:
         return torch.device("cpu")
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high")  # TF32
     return torch.device("cuda", torch.cuda.current_device())
 
 
@@ -117,6 +119,8 @@ def peak_flops(device: torch.device, config: RuntimeConfig) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
+    if " MIG " in name:  # a part of a GPU: no table says how large
+        return None
     return next((peak * 1e12 for key, peak in PEAK_TFLOPS.items() if key in name), None)
 
 
@@ -127,8 +131,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget the peak so far, where the device keeps one: a warm worker's last run had its own."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak memory so far: allocated on a GPU, resident of the process on a CPU."""
+    """Return the peak since the reset, allocated on a GPU; on a CPU the process's, resident."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     scale = 1 if sys.platform == "darwin" else 1024
@@ -147,6 +157,14 @@ def hardware(device: torch.device, config: RuntimeConfig) -> dict[str, str]:
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
     return facts
+
+
+def gpu_facts() -> dict[str, str]:
+    """Return the GPU's name, CUDA's version and the driver's; nothing where there is no GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    found = versions()
+    return {"gpu": torch.cuda.get_device_name(), "cuda": found["cuda"], "driver": found["driver"]}
 
 
 def versions() -> dict[str, str]:

@@ -182,9 +182,9 @@ class Session:
         Steps that the guard held back are left out; NaN where there is no other. Raises what the
         guard says of them.
         """
+        self.settle()  # before anything is read: whatever reads first would wait off the clock
         self.check_step(wait=True)
-        with self.timed("train"):  # steps that are still under way
-            losses = torch.stack(self.recent).double().cpu()
+        losses = torch.stack(self.recent).double().cpu()
         first = self.step - len(self.recent)
         self.guard.read(first, losses.tolist(), last=self.step == self.plan.n_steps)
         tail = losses[max(0, int(TAIL * self.plan.n_steps) - first) :]

@@ -5,6 +5,7 @@ blocks, which rate, where the loss goes) is therefore looked up on the device, b
 """
 
 import contextlib
+import functools
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,12 @@ def wants_graph(config: TrainConfig, tokens: TokenSource) -> bool:
         "runtime.cuda_graph=off",
     )
     return wanted == "on"
+
+
+@functools.cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream of warm-ups and captures: cuBLAS may keep a workspace for each."""
+    return torch.cuda.Stream(device)
 
 
 class Tables:
@@ -94,7 +101,6 @@ class WholeStep:
         self.device = self.tables[0].device
         self.at = -1  # where the cursors stand, as far as the host knows
         self.graphs: dict[PlanStage, torch.cuda.CUDAGraph] = {}
-        self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     def __call__(self, step: int, stage: PlanStage) -> list[Tables]:
         """Do a step; return the tables, where its losses and norms are when the host wants them."""
@@ -121,7 +127,7 @@ class WholeStep:
                 self._point_to(step)
                 self.run(stage)
             return
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        here, aside = torch.cuda.current_stream(), side_stream(self.device)
         with self._undone(), warnings.catch_warnings():
             # torch warns of a capturable optimizer's step outside of a graph.
             warnings.filterwarnings("ignore", "This instance was constructed with capturable")
@@ -133,7 +139,9 @@ class WholeStep:
                     self.at = -1
             here.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        # The others' memory, not a handle of our own: torch refuses one that has lost all graphs.
+        pool = next((other.pool() for other in self.graphs.values()), None)
+        with torch.cuda.graph(graph, pool=pool, stream=aside):
             self.run(stage)
         self.graphs[stage] = graph
 

@@ -1,15 +1,16 @@
 """One cell in a worker process: from its configuration to what a sweep shows of its record."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import Corpus, open_corpus
 from llmtrain.spec.build import build
-from llmtrain.spec.errors import LlmtrainError
+from llmtrain.spec.errors import DeviceLostError, LlmtrainError
 from llmtrain.spec.plan import run_id
 from llmtrain.spec.record import RunRecord
 from llmtrain.spec.redact import redact
@@ -30,16 +31,47 @@ def work(payload: dict[str, Any], report: Report) -> dict[str, Any]:
 
     payload["stack"] holds several instead, trained as one: the result then has their results, or
     why they failed, by run id under "cells". Raises RunLockedError where another process has the
-    cell or has failed with it. An empty report is a sign of life: one follows every step.
+    cell or has failed with it, and DeviceLostError where torch fails on a GPU. An empty report is a
+    sign of life: one follows every step.
     Importable by name, so that a process on another machine can be told to do the same.
     """
+    with _device_watched():
+        return _train(payload, report)
+
+
+@contextlib.contextmanager
+def _device_watched() -> Iterator[None]:
+    """Raise DeviceLostError for what torch raises on a GPU.
+
+    After an illegal access, a failed assertion or a broken capture every later call fails as well:
+    who catches this is to leave the process.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        import torch  # noqa: PLC0415 - as below
+
+        if not torch.cuda.is_initialized():
+            raise
+        first = (str(error).splitlines() or [""])[0]
+        raise DeviceLostError(f"{type(error).__name__} on the GPU: {first}") from error
+
+
+def _train(payload: dict[str, Any], report: Report) -> dict[str, Any]:
     # The driver needs no torch.
-    from llmtrain.training.memory import train_group_in_memory, train_in_memory  # noqa: PLC0415
+    from llmtrain.training.memory import (  # noqa: PLC0415
+        free_memory,
+        train_group_in_memory,
+        train_in_memory,
+    )
     from llmtrain.training.runtime import hardware, pick_device  # noqa: PLC0415
 
     configs = [build(TrainConfig, raw) for raw in payload.get("stack") or [payload["config"]]]
     config = configs[0]
-    machine = hardware(pick_device(config.runtime), config.runtime)
+    device = pick_device(config.runtime)
+    if device.type == "cuda":
+        free_memory()  # the cell before may have left compiled blocks, which are reference cycles
+    machine = hardware(device, config.runtime)
 
     def on_progress(name: str, progress: Progress) -> None:
         report(dataclasses.asdict(progress) | {"cell": name, "hardware": machine})

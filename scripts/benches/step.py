@@ -26,6 +26,12 @@ VARIANTS = {
     "float32-compiled": ("runtime.dtype=float32", "runtime.compile=true"),
     "bfloat16-compiled": ("runtime.dtype=bfloat16", "runtime.compile=true"),
     "bfloat16-cudnn": ("runtime.dtype=bfloat16", "runtime.compile=true", "runtime.attention=cudnn"),
+    "bfloat16-graph": ("runtime.dtype=bfloat16", "runtime.cuda_graph=on"),
+    "bfloat16-compiled-graph": (
+        "runtime.dtype=bfloat16",
+        "runtime.compile=true",
+        "runtime.cuda_graph=on",
+    ),
     "chunked": ("runtime.dtype=float32", "runtime.loss_head=chunked"),
     "bfloat16-chunked": ("runtime.dtype=bfloat16", "runtime.loss_head=chunked"),
 }
@@ -97,9 +103,10 @@ def _shape(
 ) -> Seconds:
     memory = {}
     for name, session in sessions.items():
-        roofline.reset_peak_memory(session.device)
+        held = roofline.held_memory(session.device)  # the other variants' too
+        runtime.reset_peak_memory(session.device)
         _take(session, min(SETTLE, n_steps))
-        memory[name] = _memory(session)
+        memory[name] = _memory(session) - held
     steps: dict[str, list[float]] = {name: [] for name in sessions}
     in_turn = max(1, min(ROUND, n_steps // ROUND))
     for _ in range(n_steps // in_turn):

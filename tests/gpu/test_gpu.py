@@ -17,6 +17,7 @@ from llmtrain.training.session import Session
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+    pytest.mark.filterwarnings("default"),  # torch's own, as of its sync debug mode
 ]
 CUDA = {"runtime.device": "cuda"}
 
@@ -61,6 +62,24 @@ def test_a_steady_step_waits_for_nothing(make, corpus):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert session.drain_losses() > 0
+
+
+def test_the_wait_for_the_device_is_the_time_of_its_steps(make, corpus):
+    session = new_session(make, corpus, CUDA)
+    session.train_step()
+    session.drain_losses()
+    before = session.seconds["train"]
+    session.train_step()
+    torch.cuda._sleep(2_000_000_000)  # clock cycles: a second, or nearly
+    session.drain_losses()
+    assert session.seconds["train"] - before > 0.5
+
+
+def test_a_run_reports_its_own_peak_of_memory(make, corpus, tmp_path):
+    before = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    del before
+    record = train(make(CUDA | {"runs_root": str(tmp_path)}), corpus)
+    assert record.memory_bytes < 2**30
 
 
 def test_resume_goes_on_with_the_same_losses(make, corpus, tmp_path):

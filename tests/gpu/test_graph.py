@@ -8,12 +8,14 @@ import torch
 from setups import WARMED, new_session
 
 from llmtrain.training.batches import TokenSource
+from llmtrain.training.memory import _FITTING, free_memory, train_in_memory
 from llmtrain.training.stacked import Stack
 from llmtrain.training.warm import warm_up
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+    pytest.mark.filterwarnings("default"),  # torch's own, as of its sync debug mode
 ]
 GRAPH = {"runtime.device": "cuda", "runtime.cuda_graph": "on"}
 EAGER = {"runtime.device": "cuda"}
@@ -93,11 +95,10 @@ def test_a_graphed_state_goes_on_eagerly_and_back(make, corpus):
     assert trace(graphed, 6) == pytest.approx(expected, rel=2e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.uint16], ids=str)
-def test_tokens_are_gathered_on_the_device(dtype):
+def test_tokens_are_gathered_on_the_device():
     tokens = np.random.default_rng(0).integers(0, 50_000, 10_000).astype(np.uint16)
     source = TokenSource(tokens, torch.device("cuda"))
-    source.resident = torch.from_numpy(tokens.astype(np.int32)).to("cuda").to(dtype)
+    assert source.resident is not None
     starts = np.array([0, 17, 9_000])
     inputs, targets = source.rows(starts, 100)
     for row, start in enumerate(starts):
@@ -105,6 +106,33 @@ def test_tokens_are_gathered_on_the_device(dtype):
         assert np.array_equal(targets[row].cpu().numpy(), tokens[start + 1 : start + 101])
     on_device, _ = source.rows(torch.from_numpy(starts).to("cuda"), 100)
     assert torch.equal(on_device, inputs)
+
+
+@pytest.mark.parametrize("graph", ["off", "on"])
+def test_out_of_memory_halves_the_passes_and_goes_on(make, corpus, tmp_path, graph):
+    big = GRAPH | {
+        "runtime.cuda_graph": graph,
+        "recipe.batch_tokens": 2**18,
+        "budget.n_tokens": 2**19,
+        "recipe.warmup_tokens": 1000,
+        "data.max_epochs": 1e6,
+    }
+    total = torch.cuda.get_device_properties(0).total_memory
+    _FITTING.clear()
+    for mebibytes in (2048, 1024, 512, 256):  # from more than all passes at once need
+        free_memory()
+        room = torch.cuda.memory_reserved() + mebibytes * 2**20
+        torch.cuda.set_per_process_memory_fraction(room / total)
+        try:
+            config = make(big | {"runs_root": str(tmp_path / str(mebibytes))})
+            record = train_in_memory(config, corpus)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        if int(record.hardware["micro_batch_tokens"]) < 2**18:
+            break
+    else:
+        pytest.fail("memory never ran out")
+    assert record.train_loss > 0
 
 
 @pytest.mark.parametrize("kind", [EAGER, GRAPH], ids=["eager", "graph"])

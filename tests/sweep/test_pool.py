@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.spec.errors import ConfigError, InterruptedRunError
-from llmtrain.sweep.pool import Watcher, run_jobs
+from llmtrain.spec.errors import ConfigError, DeviceLostError, InterruptedRunError
+from llmtrain.sweep import pool
+from llmtrain.sweep.pool import Watcher, make_slots, run_jobs
 from llmtrain.sweep.process import Job, Slot
 
 SLOTS = [Slot(index=i, cores=(min(os.sched_getaffinity(0)),), gpu=None) for i in range(2)]
@@ -27,6 +28,8 @@ def work(payload, report):
             raise ValueError("as asked\nsecond line")
         case "refuse":
             raise ConfigError("refused, as asked")
+        case "lose":
+            raise DeviceLostError("the GPU failed, as asked")
         case "exit":
             os._exit(7)
         case "segfault":
@@ -130,6 +133,24 @@ def test_the_longest_job_starts_first_and_progress_arrives(five):
     assert recorder.order[:7] == [f"ok{i}" for i in (7, 6, 5, 4, 3, 2, 1)]
     assert recorder.order[-1] == "ok0"
     assert ("ok3", 1.0) in recorder.progress
+
+
+def test_a_worker_whose_gpu_failed_says_so_and_leaves_the_next_job_to_another():
+    jobs = [job("first", cost=3.0), job("lost", do="lose", cost=2.0), job("next", cost=1.0)]
+    first, lost, after = run_jobs(jobs, work, SLOTS[:1], Watcher())
+    assert (lost.error, lost.way) == ("the GPU failed, as asked", "DeviceLostError")
+    assert after.result["pid"] != first.result["pid"]
+    assert after.result["calls"] == 1
+
+
+def test_gpus_are_named_as_cuda_counts_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "DEVICES", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("nvidia3", "nvidia5", "nvidiactl", "nvidia-uvm"):  # a container's part of eight
+        (tmp_path / name).touch()
+    assert [slot.gpu for slot in make_slots(1)] == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    assert [slot.gpu for slot in make_slots(1)] == ["3", "5"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

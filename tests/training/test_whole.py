@@ -1,6 +1,7 @@
 """The whole step by the device's own counters: uncaptured, it is the eager step bit for bit."""
 
 import copy
+import time
 from dataclasses import replace
 
 import pytest
@@ -163,6 +164,22 @@ def test_steps_between_two_rows_wait_for_nothing(
     with CountReads() as reads:
         made.drain_losses()
     assert reads.n_reads > 0
+
+
+def test_what_a_row_waits_for_is_the_time_of_its_steps(make, corpus, monkeypatch):
+    made, clocks = session(make, corpus), []
+    made.train_step()
+    monkeypatch.setattr("llmtrain.training.session.wait_for", lambda _device: time.sleep(0.2))
+    check = Session.check_step
+
+    def check_step(self, *, wait=False):
+        clocks.append(self.seconds["train"])  # on a GPU this reads a number, and so would wait
+        check(self, wait=wait)
+
+    monkeypatch.setattr(Session, "check_step", check_step)
+    before = made.seconds["train"]
+    made.drain_losses()
+    assert clocks[0] - before > 0.19
 
 
 @pytest.mark.parametrize(
