@@ -17,6 +17,7 @@ from llmtrain.scaling.law import LossLaw
 from llmtrain.scaling.load import load_runs
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.plot.curves import loss_label
+from llmtrain.scaling.report import write_report
 from llmtrain.scaling.runs import Runs
 from llmtrain.scaling.texts import Texts, loss_scale
 from llmtrain.scaling.verdict import verdict
@@ -54,9 +55,39 @@ def test_budgets_of_another_count_or_unit_than_flops_are_refused(
     unit: float, tmp_path: Path, analyze_config: Config
 ) -> None:
     runs = read(tmp_path, *grid(",budget", lambda i, c: f",{c / unit}"))
-    words = re.escape(f"row 2: budget {1e18 / unit:g} against flops 1e+18, and 45 rows")
+    words = re.escape(f"row 2: budget {1e18 / unit:g} against flops 1e+18, one of 45 such rows")
     with pytest.raises(FitRefusedError, match=words):
         analyze(analyze_config(bootstrap=50), runs)
+
+
+def test_a_budget_column_wrong_in_one_group_refuses_that_group_by_name(
+    tmp_path: Path, analyze_config: Config
+) -> None:
+    header, rows = grid(",budget", lambda i, c: f",{c}")
+    wrong = [row.rpartition(",")[0] + ",1000" for row in rows]
+    rows = [f"{row},good" for row in rows] + [f"{row},bad" for row in wrong]
+    runs = read(tmp_path, f"{header},group", rows)
+    analysis = analyze(analyze_config(bootstrap=50), runs)
+    alone = analyze(analyze_config(bootstrap=50, group="good"), runs)
+    good, bad = analysis.groups
+    assert good.main is not None
+    assert alone.groups[0].main is not None
+    assert good.main.a == alone.groups[0].main.a
+    assert bad.main is None
+    assert not bad.curves
+    (line,) = verdict(bad)
+    assert "row 47: budget 1000 against flops 1e+18, one of 45 such rows" in line
+    assert [f.code for f in bad.findings if f.level == "refusal"] == ["budget"]
+    files = write_report(analysis, tmp_path / "report", [])
+    assert "row 47: budget 1000 against" in files.html.read_text(encoding="utf-8")
+    with pytest.raises(FitRefusedError, match=r"fits 45 runs: .*row 47: budget 1000 against"):
+        analyze(analyze_config(bootstrap=50, group="bad"), runs.take(runs.group == "bad"))
+
+
+def test_every_group_that_no_method_fits_is_named(tmp_path: Path, analyze_config: Config) -> None:
+    header, rows = grid(",budget,group", lambda i, c: f",1000,{'one' if i < 20 else 'two'}")
+    with pytest.raises(FitRefusedError, match=r"fits 45 runs: one: .*row 2.*; two: .*row 22"):
+        analyze(analyze_config(bootstrap=50), read(tmp_path, header, rows))
 
 
 def test_single_rows_off_their_budget_are_named(tmp_path: Path) -> None:
