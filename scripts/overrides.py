@@ -90,7 +90,7 @@ def _matched(override: str) -> re.Match[str]:
     """Return an override's sign, key and value. Raises ConfigError."""
     match = OVERRIDE.fullmatch(override)
     if match is None or (match["value"] is None) != (match["sign"] == "~"):
-        raise ConfigError(f"{short(override)!r} is no override; write key=value, as in seed=1")
+        raise ConfigError(f"{short(override)!r} is no override; write name=value, as in seed=1")
     refuse_secret(match["key"], match["value"] or "")
     if len(override) > MAX_CHARS:
         raise ConfigError(

@@ -101,6 +101,12 @@ def find_law(config: PredictConfig) -> AnyLaw:
             else f"the report's verdict is by {by}: fit={by} gives it",
         )
     found = published_law(config.law)
+    if config.fit is not None or config.group is not None:
+        key = "fit" if config.fit is not None else "group"
+        raise ConfigError(
+            f"{key}={getattr(config, key)} chooses within a law.json, and law={config.law} is a "
+            f"printed law; leave out {key}, or name a law.json"
+        )
     return AnyLaw(
         name=found.key,
         source=f"{found.source}; {found.data}",

@@ -80,7 +80,7 @@ def test_the_rungs_are_named_by_their_shape():
     [
         ("model.d_modle=3", r"d_modle: unknown key; did you mean model\.d_model\?"),
         ("model=nonesuch", "nonesuch"),
-        ("nonsense", "is no override; write key=value"),
+        ("nonsense", "is no override; write name=value, as in seed=1"),
         ("++model._target_=os.system", "targets are not accepted"),
         ("name=${oc.env:HOME}", "interpolations"),
         ("hydra.run.dir=/tmp/x", "can be set from here"),
