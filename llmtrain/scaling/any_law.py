@@ -71,7 +71,7 @@ class AnyLaw:
             )
         if not np.isfinite(C):
             notes.append("no budget does this")
-        if not self.cost.is_exact:
+        if not (self.cost.is_exact or self.cost.is_rounded):
             form = f"6ND x {self.cost.factor:.4g} N^{self.cost.slope:+.4f}"
             notes.append(f"C counts {self.flops}: {form} in these runs")
         return tuple(notes)

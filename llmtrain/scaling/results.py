@@ -70,6 +70,11 @@ class GroupAnalysis:
         """Return the estimate of a method."""
         return next(e for e in self.estimates if e.name == name)
 
+    @property
+    def approaches(self) -> tuple[Estimate, ...]:
+        """Approaches 1, 2 and 3 themselves, without their variants."""
+        return tuple(map(self.estimate, ("approach1_hull", "approach2", "approach3")))
+
     def has(self, name: str) -> bool:
         """Return whether a method was tried."""
         return any(e.name == name for e in self.estimates)
@@ -156,10 +161,10 @@ class Analysis:
 
     @property
     def refusals(self) -> str:
-        """Why methods refuse, each reason once, under its group's name where there are several."""
+        """Why Approaches 1, 2 and 3 refuse, each reason once, under the names of several groups."""
         several = len(self.groups) > 1
         return "; ".join(
             f"{group.group}: {reason}" if several else reason
             for group in self.groups
-            for reason in dict.fromkeys(e.reason for e in group.estimates if e.reason)
+            for reason in dict.fromkeys(e.reason for e in group.approaches if e.reason)
         )

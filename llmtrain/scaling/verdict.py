@@ -78,12 +78,11 @@ def _without_grid(group: GroupAnalysis) -> str:
 
 def _no_law(group: GroupAnalysis) -> list[str]:
     """Return why Approaches 1, 2 and 3 refuse; the guards list the variants of each."""
-    refused = [group.estimate(name) for name in ("approach1_hull", "approach2", "approach3")]
     opening = "No law: Approaches 1, 2 and 3 all refuse these runs."
-    reasons = dict.fromkeys(estimate.reason for estimate in refused)
+    reasons = dict.fromkeys(estimate.reason for estimate in group.approaches)
     if len(reasons) == 1:
-        return [f"{opening} {refused[0].reason}"]
-    return [opening, *(f"{estimate.title}: {estimate.reason}" for estimate in refused)]
+        return [f"{opening} {''.join(reasons)}"]
+    return [opening, *(f"{estimate.title}: {estimate.reason}" for estimate in group.approaches)]
 
 
 def verdict(group: GroupAnalysis) -> list[str]:

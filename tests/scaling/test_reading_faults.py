@@ -12,6 +12,7 @@ from llmtrain.scaling.analysis import _next_runs, analyze
 from llmtrain.scaling.binning import drop_duplicates
 from llmtrain.scaling.budget_column import check_budgets
 from llmtrain.scaling.config import AnalyzeConfig
+from llmtrain.scaling.fit_tables import estimator_table
 from llmtrain.scaling.intake import check_runs
 from llmtrain.scaling.law import LossLaw
 from llmtrain.scaling.load import load_runs
@@ -168,3 +169,23 @@ def test_a_group_counts_its_own_rows_left_out(tmp_path: Path) -> None:
     assert found.message.startswith("2 rows left out")
     assert [len(own.left_out) for own in (x, y)] == [0, 2]
     assert len(x.exclusions) == 1
+
+
+def test_a_refused_law_gives_each_approach_its_line(tmp_path: Path, analyze_config: Config) -> None:
+    header, rows = grid(",group", lambda i, c: ",whole")
+    few = [row.replace("whole", "few") for row in rows[:5]]
+    group = analyze(analyze_config(bootstrap=20), read(tmp_path, header, rows + few)).groups[1]
+    lines = verdict(group)
+    assert lines[0] == "No law: Approaches 1, 2 and 3 all refuse these runs."
+    assert [line.partition(":")[0] for line in lines[1:]] == [e.title for e in group.approaches]
+
+
+def test_flops_of_few_digits_are_6nd_to_rounding(tmp_path: Path, analyze_config: Config) -> None:
+    header, rows = grid()
+    parts = [row.split(",") for row in rows]
+    short = [f"{float(n):.6g},{float(d):.6g},{c},{loss}" for n, d, c, loss in parts]
+    (group,) = analyze(analyze_config(bootstrap=20), read(tmp_path, header, short)).groups
+    assert not group.cost.is_exact
+    assert "C = 6ND holds to rounding." in estimator_table(group).note
+    off = dataclasses.replace(group, cost=dataclasses.replace(group.cost, slope=0.01))
+    assert "C is not 6ND: C = 6ND x" in estimator_table(off).note
