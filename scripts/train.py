@@ -44,7 +44,11 @@ from llmtrain.training.worker import compile_cell, opened, work
 
 def train_one(config: TrainConfig, launch: LaunchConfig) -> None:
     """Train one run in this process and print its result."""
-    check(not launch.only and launch.retry == "none", "only and retry are for sweeps, not one run")
+    given = f"only={','.join(launch.only)}" if launch.only else f"retry={launch.retry}"
+    check(
+        given == "retry=none",
+        f"{given} is for sweeps (sweep=..., or -m), not for one run; leave it out",
+    )
     leads = placement(config.runtime.parallel).rank == 0
     plan = plan_run(config, vocab_size=config.data.vocab_size, unique_tokens=None)
     if launch.dry_run:  # before any file

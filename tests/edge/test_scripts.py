@@ -121,6 +121,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(tiny_overrides, tmp_path, cli, roo
         (["budget.flops=1e3"], 2, "buys 0 steps"),
         (["budget.flops=1e18"], 2, "more than data.max_epochs"),
         (["data=local", "data.paths=[absent.txt]"], 2, "absent.txt"),
+        (["retry=failed"], 2, "retry=failed is for sweeps (sweep=..., or -m), not for one run"),
         (["name=../x"], 2, "name='../x' must match"),
         (["sweep=isoflop", "sweep.budgets=[]"], 2, "sweep.budgets is empty"),
         (["-m", "seed=0,1", "budget.flops=1e3"], 2, "buys 0 steps"),
