@@ -38,7 +38,7 @@ from llmtrain.spec.settings import TrainConfig, build_launch, build_run
 from llmtrain.spec.sweeps import LaunchConfig
 from llmtrain.sweep.grid import Cell
 from llmtrain.sweep.launcher import HANDS, plain
-from llmtrain.sweep.ledger import cell_status, facts
+from llmtrain.sweep.ledger import cell_status, facts, is_done
 from llmtrain.training.worker import compile_cell, opened, work
 
 
@@ -62,6 +62,8 @@ def train_one(config: TrainConfig, launch: LaunchConfig) -> None:
     from llmtrain.training.watchdog import watched  # noqa: PLC0415
 
     interrupts.with_cleaning()
+    directory = run_directory(config)
+    done_before = is_done(directory)
     try:
         corpus = opened(prepare(config.data))
         with (
@@ -73,7 +75,7 @@ def train_one(config: TrainConfig, launch: LaunchConfig) -> None:
     finally:
         interrupts.ignored()
     if leads:
-        console.result(record, run_directory(config))
+        console.result(record, directory, done_before=done_before)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")

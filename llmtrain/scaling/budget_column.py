@@ -53,8 +53,8 @@ def flops_from_budgets(
 def check_budgets(runs: Runs, tolerance: float) -> list[Finding]:
     """Warn of single rows whose FLOPs lie off their budget by more than a factor 1 + `tolerance`.
 
-    Raises FitRefusedError where most of the group do: Approach 2's laws would be in another unit than target,
-    costs and surfaces.
+    Raises FitRefusedError where most of the group do: Approach 2's laws would be in another unit
+    than target, costs and surfaces.
     """
     off = _off(runs.flops, runs.budget, tolerance)
     if not off.any():

@@ -33,11 +33,13 @@ def test_one_run_trains_and_the_same_command_again_does_not(cli, tiny_overrides,
     first = cli("train.py", *tiny_overrides)
     assert first.returncode == 0, first.stderr
     assert "validation loss" in first.stdout
+    assert "done before" not in first.stdout
     ((name, record),) = records(tmp_path / "runs/single").items()
     before = (tmp_path / "runs/single" / name / "record.json").stat().st_mtime_ns
     again = cli("train.py", *tiny_overrides)
     assert again.returncode == 0, again.stderr
     assert f"{record['val_loss']:.4f}" in again.stdout
+    assert again.stdout.startswith("done before; nothing was trained now\n")
     assert (tmp_path / "runs/single" / name / "record.json").stat().st_mtime_ns == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
 
@@ -245,7 +247,13 @@ def test_help_says_what_to_type(cli):
 def test_output_that_nobody_reads_ends_without_a_word(root, tmp_path):
     ours, theirs = os.pipe()
     os.close(ours)  # as `| head` leaves it
-    script = [sys.executable, str(root / "scripts/plan.py"), "format=json"]
-    done = subprocess.run(script, cwd=tmp_path, stdout=theirs, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, str(root / "scripts/plan.py"), "format=json"],
+        check=False,
+        cwd=tmp_path,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     os.close(theirs)
     assert (done.returncode, done.stderr) == (141, "")
