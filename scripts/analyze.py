@@ -102,8 +102,7 @@ def main(overrides: list[str]) -> None:
     for line in analysis_ending(analysis, files.law):
         say(console, line)
     if all(group.main is None for group in analysis.groups):
-        reasons = dict.fromkeys(e.reason for e in analysis.groups[0].estimates if e.reason)
-        raise FitRefusedError(f"no law: {'; '.join(reasons)} (what succeeded is in {files.html})")
+        raise FitRefusedError(f"no law: {analysis.refusals} (what succeeded is in {files.html})")
 
 
 if __name__ == "__main__":

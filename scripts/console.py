@@ -126,8 +126,10 @@ class RunConsole:
                 f"step {progress.step}/{progress.n_steps}  {run_text(progress, left)}"
             )
 
-    def result(self, record: RunRecord, directory: Path) -> None:
-        """Print what the run came to."""
+    def result(self, record: RunRecord, directory: Path, *, done_before: bool) -> None:
+        """Print what the run came to, and whether it was trained by an earlier call."""
+        if done_before:
+            self.console.print("done before; nothing was trained now")
         self.console.print(
             f"{record.run_id}: validation loss {record.val_loss:.4f} nats/token, "
             f"{record.val_bpb:.4f} bits/byte; N {record.params['no_input_embedding']:,}, "

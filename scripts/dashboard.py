@@ -70,6 +70,8 @@ def main(overrides: list[str]) -> None:
     """Build both, write their JSON, and save them where a key is."""
     config = build(DashboardConfig, compose("dashboard", overrides))
     runs = Path(config.runs or f"runs/{config.group}")
+    if not runs.is_dir():
+        print(f"note: no folder {runs} here, so no law and no colours by budget: set runs= to it")
     verdict, colours = verdict_of(runs / LAW), colours_of(runs, config.group)
     out = Path(config.out) if config.out else runs / "dashboard"
     boards = build_boards(config, online=False, verdict=verdict, colours=colours)

@@ -23,6 +23,8 @@ from llmtrain.spec.redact import redact
 __all__ = ["CONFIG_DIR", "check_overrides", "compose", "guarded", "key_values", "run_edge"]
 
 MAX_LINE = 2000
+CLOSED_PIPE = 141
+"""What a shell reports of a command whose output nobody reads any more: 128 + SIGPIPE."""
 
 
 def compose(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -68,6 +70,9 @@ def guarded(action: Callable[[], int | None]) -> int:
     except KeyboardInterrupt as error:
         _complain(f"{program}: stopped by {str(error) or 'SIGINT'}; run the same command to go on")
         return 75
+    except BrokenPipeError:  # `| head` has read enough
+        _drop_output()
+        return CLOSED_PIPE
     except Exception as error:
         if _raised_by_hydra(error):  # some malformed overrides reach Python's own errors in there
             given = short(" ".join(sys.argv[1:]), 200)

@@ -86,8 +86,15 @@ def key_lines(kind: type[Any], values: Mapping[str, Any], prefix: str = "") -> l
             nested += key_lines(inner, values[field.name], f"{prefix}{field.name}.")
         else:
             key = f"{prefix}{field.name}={written(values[field.name])}"
-            plain += entry(key, sentences.get(field.name, ""))
+            plain += entry(key, f"{sentences.get(field.name, '')}{one_of(hints[field.name])}")
     return plain + nested
+
+
+def one_of(hint: Any) -> str:
+    """Return the values that a field is limited to as a sentence; nothing for any other field."""
+    parts = [hint, *typing.get_args(hint)]  # a Literal, or a Literal or None
+    found = [part for part in parts if typing.get_origin(part) is typing.Literal]
+    return f" One of {', '.join(typing.get_args(found[0]))}." if found else ""
 
 
 def entry(key: str, sentence: str) -> list[str]:

@@ -68,6 +68,12 @@ def explain(error: BaseException) -> str:
         group, choice = found[1].removeprefix("/"), found[2]
         names = ", ".join(sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml")))
         return f"{group}={choice}: no such choice; choices: {names}"
+    if found := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.", text):
+        key, values = found[1], short(found[2])
+        return (
+            f"{key}={values}: expected one value; scripts/train.py -m trains a run for each, and a "
+            f"list is written '{key}=[{values}]'"
+        )
     kept = re.split(r" (?:Set the env|full_key:|object_type=|See https|Config search path)", text)
     return short(kept[0], 600) or type(error).__name__
 
@@ -88,9 +94,11 @@ def _each_once(given: Sequence[tuple[str, str]]) -> None:
 
 def _matched(override: str) -> re.Match[str]:
     """Return an override's sign, key and value. Raises ConfigError."""
+    if override in ("-m", "--multirun"):
+        raise ConfigError(f"{override} is for scripts/train.py; leave it out, one call is one plan")
     match = OVERRIDE.fullmatch(override)
     if match is None or (match["value"] is None) != (match["sign"] == "~"):
-        raise ConfigError(f"{short(override)!r} is no override; write key=value, as in seed=1")
+        raise ConfigError(f"{short(override)!r} is no override; write name=value, as in seed=1")
     refuse_secret(match["key"], match["value"] or "")
     if len(override) > MAX_CHARS:
         raise ConfigError(

@@ -117,8 +117,10 @@ def main(overrides: list[str]) -> None:
     """Draw what is asked for and say where it is."""
     given = {"what": "all", "out": str(ROOT / "docs/pictures"), "columns": "100"}
     given |= key_values(overrides, tuple(given))
-    if given["what"] not in ("all", "figures", "terminal") or not given["columns"].isdecimal():
-        raise ConfigError("pictures.py takes what=all, figures or terminal, out=DIR and columns=N")
+    if given["what"] not in ("all", "figures", "terminal"):
+        raise ConfigError(f"what={given['what']} is not one of all, figures, terminal")
+    if not given["columns"].isdecimal():
+        raise ConfigError(f"columns={given['columns']} must be a width, as in columns=100")
     out = Path(given["out"])
     out.mkdir(parents=True, exist_ok=True)
     paths = [] if given["what"] == "terminal" else draw_analysis(out)

@@ -23,6 +23,7 @@ from llmtrain.scaling.predict import Prediction, predict
 from llmtrain.scaling.published import REGISTRY
 from llmtrain.scaling.wording import count, count_span, flops, flops_span, percent_span, span
 from llmtrain.spec.build import build
+from llmtrain.spec.errors import ConfigError
 
 TITLES = (
     "question", "FLOPs", "90 %", "N", "90 %", "D", "90 %", "D/N", "loss", "90 %", "wasted", "90 %",
@@ -109,6 +110,9 @@ def print_predictions(console: Console, config: PredictConfig) -> None:
 def main(overrides: list[str]) -> None:
     """Answer and print; nothing is written."""
     config = build(PredictConfig, compose("predict", overrides))
+    if config.table is not None and len(overrides) > 1:
+        others = ", ".join(o for o in overrides if not o.startswith("table="))
+        raise ConfigError(f"table={config.table} has its own laws and budgets; leave out {others}")
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 200  # a file or a pipe has no width; nothing may be cut

@@ -52,6 +52,7 @@ from llmtrain.spec.expense import Expense, bill_text, expense_of
 from llmtrain.spec.record import RunRecord, read_record
 from llmtrain.spec.rundir import PASSED_BY
 from llmtrain.sweep.ledger import (
+    PLAN_FILE,
     CellStatus,
     TimeLeft,
     flops_left,
@@ -94,8 +95,10 @@ def main(overrides: list[str]) -> None:
     """Read the ledger and print it, once or until nothing is left to do."""
     known = ("runs", "watch", "json", *BILL_KEYS)
     given = {"watch": "", "json": "false"} | key_values(overrides, known)
-    if "runs" not in given or given["json"] not in ("true", "false"):
-        raise ConfigError("status.py takes runs=runs/NAME, watch=SECONDS, json=true and bill.KEY=")
+    if "runs" not in given:
+        raise ConfigError("runs= is missing; name a sweep's folder, as in runs=runs/demo")
+    if given["json"] not in ("true", "false"):
+        raise ConfigError(f"json={given['json']} must be true or false")
     every_s = seconds(given["watch"])
     own = {field.name: given.get(f"bill.{field.name}") for field in dataclasses.fields(BillChanges)}
     look = functools.partial(look_at, Path(given["runs"]), build(BillChanges, own, "bill"))
@@ -127,6 +130,8 @@ def seconds(text: str) -> float | None:
 def look_at(directory: Path, changes: BillChanges) -> Look:
     """Read a sweep's folder. Raises ConfigError where there is none."""
     cells = read_sweep(directory)
+    if not cells and not (directory / PLAN_FILE).is_file():
+        raise ConfigError(f"runs={directory} holds no cells; name a sweep's folder under runs/")
     records = [_record(directory / cell.run_id) for cell in cells if cell.state == "done"]
     found = [record for record in records if record is not None]
     return Look(

@@ -26,7 +26,7 @@ from llmtrain.spec.bill import Bill, BillConfig, bill_for, total
 from llmtrain.spec.errors import InterruptedRunError, LlmtrainError
 from llmtrain.spec.expense import ROUNDS_FILE, bill_config_of, bill_text, run_expense
 from llmtrain.spec.record import read_record
-from llmtrain.spec.rundir import PASSED_BY
+from llmtrain.spec.rundir import PASSED_BY, read_state
 from llmtrain.sweep.drain import SweepWatcher
 from llmtrain.sweep.ledger import CellStatus, flops_left, flops_of, read_sweep
 from llmtrain.sweep.process import Job, Outcome
@@ -86,9 +86,11 @@ class SweepConsole(SweepWatcher):
         self.folders = {path.name: path for path in folders}
         self.opened_at, self.n_jobs, self.n_ended, self.n_failed = time.monotonic(), len(jobs), 0, 0
         self.name_width = max((len(job.name) for job in jobs), default=0)
+        n_passed = len(folders) - n_done - len(jobs)
         self.console.print(
-            f"{len(jobs) + n_done} cells: {n_done} done before, {len(jobs)} to train "
+            f"{len(folders)} cells: {n_done} done before, {len(jobs)} to train "
             f"on {min(n_slots, max(1, len(jobs)))} workers"
+            + (f", {n_passed} passed by" if n_passed else "")
         )
         for parent in dict.fromkeys(path.parent for path in folders):
             adaptive = (parent / ROUNDS_FILE).is_file()  # earlier rounds belong to it
@@ -217,11 +219,13 @@ class SweepConsole(SweepWatcher):
         if self.bills:
             cost = bill_text(total(self.bills.values()), self.bill_config)
             say(self.console, f"cost of {len(self.bills)} finished cells: {cost}")
-        if any(cell.state in PASSED_BY for cell in cells):
-            folder = next(path.parent for path, c in self.cells.items() if c.state in PASSED_BY)
+        failed = [path for path, cell in self.cells.items() if cell.state in PASSED_BY]
+        if failed:
+            quarantined = any(read_state(path)[0] == "quarantined" for path in failed)
+            again = " with retry=failed" if quarantined else ""
             self.console.print(
-                f"next: python scripts/status.py runs={folder}  (why cells failed; the same "
-                "command tries them again, once more after that with retry=failed)"
+                f"next: python scripts/status.py runs={failed[0].parent}  (why cells failed; the "
+                f"same command{again} tries them again)"
             )
 
     @property

@@ -137,23 +137,30 @@ def slot_line(slot: Slot) -> str:
 
 
 def curves_of(cells: Iterable[CellStatus]) -> list[BudgetCurve]:
-    """Return a curve per budget, smallest first, of the cells at the most common rate."""
+    """Return a curve per budget, smallest first, of the cells at the most common rate.
+
+    A size is the mean of its seeds; of cells that differ in neither, as those of several
+    optimizers, the lowest loss stands, as in the analysis.
+    """
     known = [cell for cell in cells if cell.facts.get("budget") and "n_params" in cell.facts]
     rates = Counter(cell.facts.get("lr_multiplier") for cell in known)
     rate = rates.most_common(1)[0][0] if rates else None
     curves = []
     for budget in sorted({cell.facts["budget"] for cell in known}):
         own = [cell for cell in known if cell.facts["budget"] == budget]
-        losses: dict[int, list[float]] = {}
+        losses: dict[int, dict[object, float]] = {}
         for cell in own:
             if cell.val_loss is not None and cell.facts.get("lr_multiplier") == rate:
-                losses.setdefault(cell.facts["n_params"], []).append(cell.val_loss)
+                shape_and_seed = tuple(cell.facts.get(k) for k in ("d_model", "n_layers", "seed"))
+                by_seed = losses.setdefault(cell.facts["n_params"], {})
+                loss = by_seed.get(shape_and_seed, cell.val_loss)
+                by_seed[shape_and_seed] = min(loss, cell.val_loss)
         curves.append(
             BudgetCurve(
                 budget=budget,
                 n_done=sum(cell.state == "done" for cell in own),
                 n_cells=len(own),
-                points=tuple((float(n), fmean(values)) for n, values in sorted(losses.items())),
+                points=tuple((float(n), fmean(by.values())) for n, by in sorted(losses.items())),
             )
         )
     return curves

@@ -38,13 +38,17 @@ from llmtrain.spec.settings import TrainConfig, build_launch, build_run
 from llmtrain.spec.sweeps import LaunchConfig
 from llmtrain.sweep.grid import Cell
 from llmtrain.sweep.launcher import HANDS, plain
-from llmtrain.sweep.ledger import cell_status, facts
+from llmtrain.sweep.ledger import cell_status, facts, is_done
 from llmtrain.training.worker import compile_cell, opened, work
 
 
 def train_one(config: TrainConfig, launch: LaunchConfig) -> None:
     """Train one run in this process and print its result."""
-    check(not launch.only and launch.retry == "none", "only and retry are for sweeps, not one run")
+    given = f"only={','.join(launch.only)}" if launch.only else f"retry={launch.retry}"
+    check(
+        given == "retry=none",
+        f"{given} is for sweeps (sweep=..., or -m), not for one run; leave it out",
+    )
     leads = placement(config.runtime.parallel).rank == 0
     plan = plan_run(config, vocab_size=config.data.vocab_size, unique_tokens=None)
     if launch.dry_run:  # before any file
@@ -58,6 +62,8 @@ def train_one(config: TrainConfig, launch: LaunchConfig) -> None:
     from llmtrain.training.watchdog import watched  # noqa: PLC0415
 
     interrupts.with_cleaning()
+    directory = run_directory(config)
+    done_before = is_done(directory)
     try:
         corpus = opened(prepare(config.data))
         with (
@@ -69,7 +75,7 @@ def train_one(config: TrainConfig, launch: LaunchConfig) -> None:
     finally:
         interrupts.ignored()
     if leads:
-        console.result(record, run_directory(config))
+        console.result(record, directory, done_before=done_before)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")

@@ -129,7 +129,10 @@ def local_files(patterns: Iterable[str]) -> list[Path]:
         else:
             matches = [where] if where.is_file() else []
         if not matches:
-            raise ConfigError(f"data.paths: {pattern!r} matches no file ({', '.join(SUFFIXES)})")
+            raise ConfigError(
+                f"data.paths: {pattern!r} matches no file ({', '.join(SUFFIXES)}); name files, "
+                "folders or globs, as in 'data.paths=[my/*.txt]'"
+            )
         for match in matches:
             if not match.name.endswith(SUFFIXES):
                 raise ConfigError(f"data.paths: {match} is none of {', '.join(SUFFIXES)}")

@@ -10,7 +10,7 @@ from llmtrain.scaling.bootstrap import LawDraws
 from llmtrain.scaling.budget_column import check_budgets
 from llmtrain.scaling.compare import Side, comparison_notes, compute_multiplier
 from llmtrain.scaling.config import AnalyzeConfig
-from llmtrain.scaling.cost import fit_cost
+from llmtrain.scaling.cost import CostModel, fit_cost
 from llmtrain.scaling.design import NextRun, next_runs
 from llmtrain.scaling.diagnose import (
     INFLUENCE_LIMIT,
@@ -25,6 +25,7 @@ from llmtrain.scaling.diagnose import (
     check_trends,
 )
 from llmtrain.scaling.envelope import EnvelopeFit
+from llmtrain.scaling.estimate import refuse_all
 from llmtrain.scaling.estimators import estimate_all, flops_of_curve, surface_options
 from llmtrain.scaling.farseer import check_farseer
 from llmtrain.scaling.forecast import (
@@ -106,10 +107,10 @@ def analyze(
     groups = [
         analyze_group(config, name, runs.take(runs.group == name), training) for name in names
     ]
+    analysis = Analysis(config=config, runs=runs, groups=tuple(groups), expense=expense)
     if all(e.fit is None for group in groups for e in group.estimates):
-        reasons = "; ".join(dict.fromkeys(e.reason for e in groups[0].estimates))
-        raise FitRefusedError(f"no method fits {len(runs)} runs: {reasons}")
-    return Analysis(config=config, runs=runs, groups=tuple(groups), expense=expense)
+        raise FitRefusedError(f"no method fits {len(runs)} runs: {analysis.refusals}")
+    return analysis
 
 
 def analyze_group(
@@ -120,13 +121,16 @@ def analyze_group(
     repeated = check_rates(rows)
     training = curves_of(rows) if training is None else training.of(rows)
     finals = drop_duplicates(rows.finals())
-    off_budget = [] if config.budgets else check_budgets(finals, config.budget_tolerance)
-    finals, budgets_from = assign_budgets(finals, config.budgets, config.budget_tolerance)
     cost = fit_cost(finals.params, finals.tokens, finals.flops)
-    found = estimate_all(config, rows, finals, cost, training)
-    curves = read_curves(finals.params, finals.tokens, finals.loss, finals.budget)
     largest = float(finals.flops.max())
     target = config.target_flops or 10.0 * largest
+    try:
+        off_budget = [] if config.budgets else check_budgets(finals, config.budget_tolerance)
+    except FitRefusedError as error:
+        return _refused(group, finals, cost, target, reason=str(error))
+    finals, budgets_from = assign_budgets(finals, config.budgets, config.budget_tolerance)
+    found = estimate_all(config, rows, finals, cost, training)
+    curves = read_curves(finals.params, finals.tokens, finals.loss, finals.budget)
     options = surface_options(config)["approach3"]
     partial = GroupAnalysis(
         group=group,
@@ -138,17 +142,11 @@ def analyze_group(
         estimates=found.methods,
         outliers=found.outliers,
         bias=found.bias,
-        findings=(),
         held_out=hold_out_largest(finals, options, config.bootstrap, config.seed, config.unit),
         held_model=hold_out_model(finals, options),
         steps=leave_small_budgets_out(finals, options, target),
         noise=seed_noise(finals),
-        variations=(),
-        left_out=(),
-        sensitivity=None,
-        profile=None,
         farseer=check_farseer(finals) if config.interaction else None,
-        next_runs=(),
         rates=None
         if other_rates is None
         else fit_bracket(finals, other_rates, config.bootstrap, config.seed),
@@ -158,6 +156,22 @@ def analyze_group(
     partial = replace(partial, left_out=(*partial.left_out, *_left_out_of_lines(partial, rows)))
     partial = replace(partial, variations=tuple(_variations(partial)))
     return replace(partial, findings=(*repeated, *off_budget, *_findings(partial, largest)))
+
+
+def _refused(
+    group: str, finals: Runs, cost: CostModel, target: float, *, reason: str
+) -> GroupAnalysis:
+    """Return a group whose FLOPs and budgets are not of one unit: no curve, and no method fits."""
+    return GroupAnalysis(
+        group=group,
+        runs=replace(finals, budget=np.full(len(finals), np.nan)),
+        budgets_from="none: the budget column is refused",
+        cost=cost,
+        estimates=refuse_all(reason, cost, len(finals)),
+        outliers=np.zeros(len(finals), dtype=bool),
+        findings=(Finding(level="refusal", code="budget", message=reason),),
+        target_flops=target,
+    )
 
 
 def _about_surface(config: AnalyzeConfig, group: GroupAnalysis) -> dict[str, Any]:

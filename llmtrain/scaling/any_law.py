@@ -71,7 +71,7 @@ class AnyLaw:
             )
         if not np.isfinite(C):
             notes.append("no budget does this")
-        if not self.cost.is_exact:
+        if not (self.cost.is_exact or self.cost.is_rounded):
             form = f"6ND x {self.cost.factor:.4g} N^{self.cost.slope:+.4f}"
             notes.append(f"C counts {self.flops}: {form} in these runs")
         return tuple(notes)
@@ -101,6 +101,12 @@ def find_law(config: PredictConfig) -> AnyLaw:
             else f"the report's verdict is by {by}: fit={by} gives it",
         )
     found = published_law(config.law)
+    if config.fit is not None or config.group is not None:
+        key = "fit" if config.fit is not None else "group"
+        raise ConfigError(
+            f"{key}={getattr(config, key)} chooses within a law.json, and law={config.law} is a "
+            f"printed law; leave out {key}, or name a law.json"
+        )
     return AnyLaw(
         name=found.key,
         source=f"{found.source}; {found.data}",

@@ -53,8 +53,8 @@ def flops_from_budgets(
 def check_budgets(runs: Runs, tolerance: float) -> list[Finding]:
     """Warn of single rows whose FLOPs lie off their budget by more than a factor 1 + `tolerance`.
 
-    Raises FitRefusedError where most do: Approach 2's laws would be in another unit than target,
-    costs and surfaces.
+    Raises FitRefusedError where most of the group do: Approach 2's laws would be in another unit
+    than target, costs and surfaces.
     """
     off = _off(runs.flops, runs.budget, tolerance)
     if not off.any():
@@ -65,7 +65,7 @@ def check_budgets(runs: Runs, tolerance: float) -> list[Finding]:
         ratio = float(np.median(runs.flops[rows] / runs.budget[rows]))
         raise FitRefusedError(
             f"{runs.source}: {runs.run_id[i]}: budget {runs.budget[i]:g} against flops "
-            f"{runs.flops[i]:g}, and {len(rows)} rows like it (median flops / budget {ratio:.3g}); "
+            f"{runs.flops[i]:g}, one of {len(rows)} such rows (median flops / budget {ratio:.3g}); "
             "give both in FLOPs of one count, or name the curves with budgets=[...]"
         )
     shown = ", ".join(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from llmtrain.scaling.bootstrap import LawDraws
 
 EXACT = 1e-6
+ROUNDED = 5e-5
 HALF_RANGE = 300.0
 """Largest |ln N| returned, so that N times N is still a float."""
 
@@ -33,6 +34,11 @@ class CostModel:
     def is_exact(self) -> bool:
         """Whether the FLOPs are 6 N D."""
         return self.factor == 1.0 and self.slope == 0.0
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether the FLOPs are 6 N D but for the digits that a table leaves out."""
+        return not self.is_exact and abs(self.factor - 1.0) < ROUNDED and abs(self.slope) < ROUNDED
 
     def per_token(self, N: Array | float) -> Array:
         """Return the training FLOPs of one token; a third of them is the forward pass."""

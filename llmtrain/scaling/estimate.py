@@ -104,3 +104,13 @@ def attempt(
         b_interval=interval(b_draws),
         n_runs=n_runs,
     )
+
+
+def refuse_all(reason: str, cost: CostModel, n_runs: int) -> tuple[Estimate, ...]:
+    """Return the estimates of a table that no method may fit, each refused for one `reason`."""
+
+    def refuse() -> tuple[Fit, PowerDraws, str]:
+        raise FitRefusedError(reason)
+
+    names = ("approach1_hull", "approach2", "approach3", "projection", "log_squares")
+    return tuple(attempt(name, refuse, cost, n_runs) for name in names)

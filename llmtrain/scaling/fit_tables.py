@@ -33,6 +33,8 @@ def estimator_table(group: GroupAnalysis) -> Table:
     note += (
         "C = 6ND holds exactly."
         if group.cost.is_exact
+        else "C = 6ND holds to rounding."
+        if group.cost.is_rounded
         else f"C is not 6ND: C = 6ND x {group.cost.factor:.4g} N^{group.cost.slope:+.4f} over "
         f"these runs (worst {100 * group.cost.worst:.1f} %), and the surfaces follow it."
     )

@@ -173,6 +173,8 @@ def read_curves(
 def _reason(by_params: Vertex, by_tokens: Vertex, N: Array) -> str:
     n_sizes = len(np.unique(N))
     for vertex, axis in ((by_params, "N"), (by_tokens, "D")):
+        if vertex.status == "thin" and n_sizes >= MIN_SIZES:
+            return f"the lowest loss is too near an end of the {n_sizes} sizes for a window on it"
         if vertex.status == "thin":
             return f"{n_sizes} sizes, needs {MIN_SIZES}"
         if vertex.status == "no minimum":

@@ -37,38 +37,43 @@ class GroupAnalysis:
     runs: Runs
     budgets_from: str
     """How rows came to their IsoFLOP curves."""
-    training: TrainingCurves | None
-    """Losses along training, where metrics or repeated run ids hold them: Approach 1 only."""
     cost: CostModel
-    curves: tuple[Curve, ...]
     estimates: tuple[Estimate, ...]
     outliers: NDArray[np.bool_]
     """Rows of `runs` that no smooth curve explains."""
-    bias: GridBias | None
-    """Expected error of Approach 2 on this grid."""
-    findings: tuple[Finding, ...]
-    held_out: HeldOut | None
-    held_model: HeldModel | None
-    sensitivity: Sensitivity | None
-    """Of Approach 3, or of the surface recommended in its place."""
-    steps: tuple[Step, ...]
-    noise: SeedNoise | None
-    variations: tuple[Variation, ...]
-    """The headline first, then one choice made otherwise at a time."""
-    left_out: tuple[LeftOut, ...]
-    """How a moves when runs, models, budgets or points of the hull leave."""
-    profile: Profile | None
-    """Gaussian profile likelihood of a at C = 6 N D, from the least squares of ln L."""
-    farseer: FarseerFit | str | None
-    """Farseer's form beside the five constants, or why it has no fit; null where not asked for."""
-    next_runs: tuple[NextRun, ...]
-    rates: RateBracket | None
-    """Cells at several learning rates and what they say of the recipe; null without any."""
     target_flops: float
+    training: TrainingCurves | None = None
+    """Losses along training, where metrics or repeated run ids hold them: Approach 1 only."""
+    curves: tuple[Curve, ...] = ()
+    bias: GridBias | None = None
+    """Expected error of Approach 2 on this grid."""
+    findings: tuple[Finding, ...] = ()
+    held_out: HeldOut | None = None
+    held_model: HeldModel | None = None
+    sensitivity: Sensitivity | None = None
+    """Of Approach 3, or of the surface recommended in its place."""
+    steps: tuple[Step, ...] = ()
+    noise: SeedNoise | None = None
+    variations: tuple[Variation, ...] = ()
+    """The headline first, then one choice made otherwise at a time."""
+    left_out: tuple[LeftOut, ...] = ()
+    """How a moves when runs, models, budgets or points of the hull leave."""
+    profile: Profile | None = None
+    """Gaussian profile likelihood of a at C = 6 N D, from the least squares of ln L."""
+    farseer: FarseerFit | str | None = None
+    """Farseer's form beside the five constants, or why it has no fit; null where not asked for."""
+    next_runs: tuple[NextRun, ...] = ()
+    rates: RateBracket | None = None
+    """Cells at several learning rates and what they say of the recipe; null without any."""
 
     def estimate(self, name: str) -> Estimate:
         """Return the estimate of a method."""
         return next(e for e in self.estimates if e.name == name)
+
+    @property
+    def approaches(self) -> tuple[Estimate, ...]:
+        """Approaches 1, 2 and 3 themselves, without their variants."""
+        return tuple(map(self.estimate, ("approach1_hull", "approach2", "approach3")))
 
     def has(self, name: str) -> bool:
         """Return whether a method was tried."""
@@ -153,3 +158,13 @@ class Analysis:
     """What was taken for granted when the two sweeps' losses were compared."""
     expense: Expense | None = None
     """What the finished runs cost; null for a table, and where no run says how to count."""
+
+    @property
+    def refusals(self) -> str:
+        """Why Approaches 1, 2 and 3 refuse, each reason once, under the names of several groups."""
+        several = len(self.groups) > 1
+        return "; ".join(
+            f"{group.group}: {reason}" if several else reason
+            for group in self.groups
+            for reason in dict.fromkeys(e.reason for e in group.approaches if e.reason)
+        )

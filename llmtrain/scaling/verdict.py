@@ -76,12 +76,20 @@ def _without_grid(group: GroupAnalysis) -> str:
     )
 
 
+def _no_law(group: GroupAnalysis) -> list[str]:
+    """Return why Approaches 1, 2 and 3 refuse; the guards list the variants of each."""
+    opening = "No law: Approaches 1, 2 and 3 all refuse these runs."
+    reasons = dict.fromkeys(estimate.reason for estimate in group.approaches)
+    if len(reasons) == 1:
+        return [f"{opening} {''.join(reasons)}"]
+    return [opening, *(f"{estimate.title}: {estimate.reason}" for estimate in group.approaches)]
+
+
 def verdict(group: GroupAnalysis) -> list[str]:
     """Return the answer in at most five lines of plain text."""
     main, aim = group.main, target(group)
     if main is None or aim is None:
-        reasons = "; ".join(f"{e.title}: {e.reason}" for e in group.estimates if e.reason)
-        return [f"No law: Approaches 1, 2 and 3 all refuse these runs. {reasons}"]
+        return _no_law(group)
     given = group.runs.conventions
     unit = loss_unit(given.texts.metric)
     lines = [

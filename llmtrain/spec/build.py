@@ -78,7 +78,7 @@ def _convert(kind: Any, raw: Any, path: str) -> Any:
         return raw
     if origin is tuple:
         if not isinstance(raw, list | tuple):
-            raise ConfigError(f"{path}: expected a list, got {shown(raw)}")
+            raise ConfigError(f"{path}: expected a list, as in [a,b]; got {shown(raw)}")
         item = get_args(kind)[0]
         return tuple(_convert(item, value, f"{path}[{i}]") for i, value in enumerate(raw))
     if origin is dict:

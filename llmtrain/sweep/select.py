@@ -24,8 +24,9 @@ def select(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
         found = {cell.run_id for cell in cells if _names(item, cell)}
         if not found and cells:
             raise ConfigError(
-                f"only={item} names none of the {len(cells)} cells; write a budget, or a run id "
-                f"such as {cells[0].run_id}, with * for any text or as a regular expression re:..."
+                f"only={item} names none of the {len(cells)} cells; write a budget "
+                f"({_budgets(cells)}), or a run id such as {cells[0].run_id}, with * for any text "
+                "or as a regular expression re:..."
             )
         chosen |= found
     return [cell for cell in cells if cell.run_id in chosen]
@@ -41,6 +42,11 @@ def with_trunks(chosen: Sequence[Cell], cells: Sequence[Cell]) -> list[Cell]:
         if cell.run_id in named
         or (cell.run_id in needed and not is_done(run_directory(cell.config)))
     ]
+
+
+def _budgets(cells: Sequence[Cell]) -> str:
+    amounts = {cell.config.budget.flops or cell.config.budget.n_tokens or 0.0 for cell in cells}
+    return ", ".join(f"{amount:g}" for amount in sorted(amounts))
 
 
 def _names(item: str, cell: Cell) -> bool:

@@ -1,6 +1,7 @@
 """The Hydra sweeper `isoflop`: a sweep's grid, or any product of overrides, checked as a whole."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -64,6 +65,7 @@ class IsoflopSweeper(Sweeper):
                     f"{len(failures)} cells failed, the others are done; first: {name}: {reason}"
                 )
             return None
+        refuse_twins([(base, sweep) for _, base, sweep, _ in points])
         every: list[tuple[list[str], Cell]] = []
         plans: dict[Path, list[Grid]] = {}
         for overrides, base, sweep, launch in points:
@@ -142,6 +144,36 @@ def refuse_shared_folders(
             f"{n_points} points of this product share {len(folders)} sweep.name with "
             "sweep.mode=adaptive; start one command for each, with its own sweep.name"
         )
+
+
+def refuse_twins(points: Sequence[tuple[TrainConfig, SweepConfig | None]]) -> None:
+    """Raise ConfigError where two points of a product are one run id under different settings.
+
+    Cells that two points have in common to the last setting are trained once.
+    """
+    seen: dict[str, TrainConfig] = {}
+    for base, sweep in points if len(points) > 1 else ():
+        for cell in plan_point(base, sweep, write=False).cells:
+            first = seen.setdefault(cell.run_id, cell.config)
+            if first != cell.config:
+                one, other = (flat(dataclasses.asdict(config)) for config in (first, cell.config))
+                key = next(key for key in one if one[key] != other[key])
+                raise ConfigError(
+                    f"{key}={one[key]} and {key}={other[key]} make one run, {cell.run_id}: {key} "
+                    "does not decide its result, so one of the two would not be trained; keep one "
+                    "value, or start one command for each with a name of its own"
+                )
+
+
+def flat(nested: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return a nested mapping with dotted keys."""
+    found: dict[str, object] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def plan_point(base: TrainConfig, sweep: SweepConfig | None, *, write: bool = True) -> Grid:

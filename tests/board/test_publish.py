@@ -224,6 +224,18 @@ def test_the_script_writes_json_and_says_how_to_publish(root, analysed, tmp_path
     report = (tmp_path / "runs/planted/dashboard/report.json").read_text()
     assert "N_opt grows as C^" in report
     assert "36 runs, 4 budgets" in report
+    assert "note:" not in done.stdout
+
+
+def test_a_group_without_a_folder_is_said(root, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(root / "scripts/dashboard.py"), "group=absent", "out=boards"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "note: no folder runs/absent here, so no law and no colours by budget" in done.stdout
 
 
 def test_names_are_refused_before_anything_is_written():

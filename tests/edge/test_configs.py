@@ -80,7 +80,9 @@ def test_the_rungs_are_named_by_their_shape():
     [
         ("model.d_modle=3", r"d_modle: unknown key; did you mean model\.d_model\?"),
         ("model=nonesuch", "nonesuch"),
-        ("nonsense", "is no override; write key=value"),
+        ("nonsense", "is no override; write name=value, as in seed=1"),
+        ("model=w16d2,w32d2", r"one value; .* -m trains .* 'model=\[w16d2,w32d2\]'"),
+        ("-m", "-m is for scripts/train.py; leave it out"),
         ("++model._target_=os.system", "targets are not accepted"),
         ("name=${oc.env:HOME}", "interpolations"),
         ("hydra.run.dir=/tmp/x", "can be set from here"),

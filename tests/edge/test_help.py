@@ -57,6 +57,11 @@ def test_help_has_two_examples_and_every_key(cli, script):
         for kind in kinds:
             for key in leaves(kind, prefix):
                 assert re.search(rf"^  {re.escape(key)}=", text, re.MULTILINE), key
+    if script in ("train.py", "plan.py"):  # a key of few values says which
+        flat = " ".join(text.split())
+        assert "One of gelu, swiglu, relu2." in flat
+        assert "One of none, linear, root, discrete." in flat
+        assert "One of fixed, adaptive, lr_bracket." in flat
 
 
 def test_every_key_has_a_sentence():

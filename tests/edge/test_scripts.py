@@ -33,11 +33,13 @@ def test_one_run_trains_and_the_same_command_again_does_not(cli, tiny_overrides,
     first = cli("train.py", *tiny_overrides)
     assert first.returncode == 0, first.stderr
     assert "validation loss" in first.stdout
+    assert "done before" not in first.stdout
     ((name, record),) = records(tmp_path / "runs/single").items()
     before = (tmp_path / "runs/single" / name / "record.json").stat().st_mtime_ns
     again = cli("train.py", *tiny_overrides)
     assert again.returncode == 0, again.stderr
     assert f"{record['val_loss']:.4f}" in again.stdout
+    assert again.stdout.startswith("done before; nothing was trained now\n")
     assert (tmp_path / "runs/single" / name / "record.json").stat().st_mtime_ns == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
 
@@ -121,6 +123,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(tiny_overrides, tmp_path, cli, roo
         (["budget.flops=1e3"], 2, "buys 0 steps"),
         (["budget.flops=1e18"], 2, "more than data.max_epochs"),
         (["data=local", "data.paths=[absent.txt]"], 2, "absent.txt"),
+        (["retry=failed"], 2, "retry=failed is for sweeps (sweep=..., or -m), not for one run"),
         (["name=../x"], 2, "name='../x' must match"),
         (["sweep=isoflop", "sweep.budgets=[]"], 2, "sweep.budgets is empty"),
         (["-m", "seed=0,1", "budget.flops=1e3"], 2, "buys 0 steps"),
@@ -203,10 +206,16 @@ def test_besiroglus_law_gives_the_published_model_for_gophers_budget(cli):
         ("analyze.py", ["runs=few.csv"], 7, "budgets"),
         ("predict.py", ["flops=1e21", "law=nonesuch"], 2, "nonesuch"),
         ("predict.py", ["flops=-1"], 2, "flops=-1"),
+        ("predict.py", ["1e21"], 2, "'1e21' is no override; write name=value, as in seed=1"),
+        ("predict.py", ["table=models", "law=none"], 2, "budgets; leave out law=none"),
+        ("predict.py", ["flops=1e21", "fit=approach2"], 2, "law=besiroglu2024 is a printed law; l"),
+        ("status.py", ["watch=2"], 2, "runs= is missing; name a sweep's folder, as in runs="),
+        ("status.py", ["runs=."], 2, "runs=. holds no cells; name a sweep's folder under runs/"),
         ("status.py", ["runs=absent"], 2, "does not exist"),
         ("status.py", ["~runs"], 2, "~runs"),
         ("plan.py", ["sweep=demo", "sweep.budgets=[1e3]"], 0, "0 cells, 12 refused"),
-        ("prepare_data.py", ["data=local", "data.paths=[absent]"], 2, "absent"),
+        ("prepare_data.py", ["data=local", "data.paths=[absent]"], 2, "as in 'data.paths=[my/*"),
+        ("prepare_data.py", ["data=local", "data.paths=absent"], 2, "a list, as in [a,b]; got 'ab"),
     ],
 )
 def test_every_script_refuses_bad_input_in_one_line(
@@ -233,3 +242,18 @@ def test_help_says_what_to_type(cli):
         done = cli(script, "--help")
         assert done.returncode == 0
         assert f"python scripts/{script}" in done.stdout
+
+
+def test_output_that_nobody_reads_ends_without_a_word(root, tmp_path):
+    ours, theirs = os.pipe()
+    os.close(ours)  # as `| head` leaves it
+    done = subprocess.run(
+        [sys.executable, str(root / "scripts/plan.py"), "format=json"],
+        check=False,
+        cwd=tmp_path,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -41,6 +41,31 @@ def test_any_hydra_sweep_runs_through_the_same_launcher(
 
 
 @pytest.mark.parametrize(
+    ("swept", "message"),
+    [
+        (["name=a,b"], "name=a and name=b make one run, C1e9-w16d1-s0-"),
+        (["runtime.n_threads=1,2", "seed=0,1"], "runtime.n_threads=1 and runtime.n_threads=2 make"),
+        ([*FAMILY, "sweep.name=a,b"], "name=a and name=b make one run, C1e9-w8d1-s0-"),
+    ],
+)
+def test_a_product_of_runs_that_are_one_is_refused_before_any_file(
+    cli, tiny_overrides, tmp_path, swept, message
+):
+    before = set(tmp_path.iterdir())
+    done = cli("train.py", *tiny_overrides, *swept, "-m")
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_run_that_a_product_names_twice_is_trained_once(cli, tiny_overrides, tmp_path):
+    done = cli("train.py", *tiny_overrides, "name=once", "seed=1,1", "-m")
+    assert done.returncode == 0, done.stderr
+    assert len(records(tmp_path / "runs/once")) == 1
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("hydra.launcher.compile_ahead=1", "compile_ahead=1 has nothing to do with runtime.com"),

@@ -49,6 +49,10 @@ def test_a_cell_in_quarantine_is_passed_by_until_retry(cli, tiny_overrides, tmp_
     assert [done.returncode for done in outputs] == [1, 1, 1]
     assert [done.stdout.count("FAILED: ") for done in outputs] == [1, 1, 0]
     assert "PASSED BY: step" in outputs[2].stdout
+    assert "2 cells: 1 done before, 0 to train on 1 workers, 1 passed by" in outputs[2].stdout
+    hints = ["the same command tries them again", *["same command with retry=failed tries"] * 2]
+    for done, hint in zip(outputs, hints, strict=True):
+        assert hint in " ".join(done.stdout.split())
     assert "retry=failed tries it again" in outputs[2].stderr
     again = cli("train.py", *sweep, "retry=failed")
     assert (again.returncode, again.stdout.count("FAILED: ")) == (1, 1)

@@ -34,7 +34,13 @@ def cell(budget, params, loss=None, *, seed=0, state=None, rate=1.0):
         state=state or ("planned" if loss is None else "done"),
         reason="loss nan at step 3 of 100" if state == "failed" else None,
         val_loss=loss,
-        facts={"budget": budget, "n_params": params, "flops": budget, "lr_multiplier": rate},
+        facts={
+            "budget": budget,
+            "n_params": params,
+            "flops": budget,
+            "lr_multiplier": rate,
+            "seed": seed,
+        },
         flops_done=0.0,
         seconds=None,
     )
@@ -140,6 +146,11 @@ def test_a_size_is_the_mean_of_its_seeds_and_other_rates_are_left_out():
     assert curve.points == ((1000.0, pytest.approx(3.15)), (2000.0, 3.3))
     assert (curve.n_done, curve.n_cells) == (6, 6)
     assert budget_lines(cells) == ["budget 1e9: 6/6 cells, lowest loss 3.1500 at N 1.00k"]
+
+
+def test_of_cells_that_differ_in_another_setting_the_lowest_loss_stands():
+    cells = [cell(1e9, 1000, loss, seed=s) for s in (0, 1) for loss in (2.0 + s, 1.0 + s, 3.0 + s)]
+    assert budget_lines(cells) == ["budget 1e9: 6/6 cells, lowest loss 1.5000 at N 1.00k"]
 
 
 def test_nothing_is_drawn_before_a_cell_has_ended():

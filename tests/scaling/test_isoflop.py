@@ -90,6 +90,15 @@ def test_edges_flat_curves_and_thin_budgets_are_named() -> None:
     assert parabola_vertex(x[:3], 3 + 0.05 * (u[:3] - np.log(2e6)) ** 2).status == "thin"
 
 
+def test_a_window_cut_by_the_end_of_the_grid_is_told_from_a_thin_budget() -> None:
+    x = np.geomspace(1e6, 1e8, 7)
+    falling, budget = 3 - 0.05 * np.log(x), np.full(7, 1e18)
+    (cut,) = read_curves(x, 1e18 / 6 / x, falling, budget, local_parabola(3))
+    assert cut.reason == "the lowest loss is too near an end of the 7 sizes for a window on it"
+    (thin,) = read_curves(x[:3], 1e18 / 6 / x[:3], falling[:3], budget[:3])
+    assert thin.reason == "3 sizes, needs 4"
+
+
 def test_two_usable_budgets_are_refused_with_the_reason_of_the_third() -> None:
     N, D, C = grid(CHIN, 4.0, "centred")
     keep = (C <= 1e18) | ((C == 1e19) & (np.asarray(CHIN.n_opt(1e19)) * 1.2 < N))

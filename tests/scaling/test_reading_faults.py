@@ -12,11 +12,13 @@ from llmtrain.scaling.analysis import _next_runs, analyze
 from llmtrain.scaling.binning import drop_duplicates
 from llmtrain.scaling.budget_column import check_budgets
 from llmtrain.scaling.config import AnalyzeConfig
+from llmtrain.scaling.fit_tables import estimator_table
 from llmtrain.scaling.intake import check_runs
 from llmtrain.scaling.law import LossLaw
 from llmtrain.scaling.load import load_runs
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.plot.curves import loss_label
+from llmtrain.scaling.report import write_report
 from llmtrain.scaling.runs import Runs
 from llmtrain.scaling.texts import Texts, loss_scale
 from llmtrain.scaling.verdict import verdict
@@ -54,9 +56,39 @@ def test_budgets_of_another_count_or_unit_than_flops_are_refused(
     unit: float, tmp_path: Path, analyze_config: Config
 ) -> None:
     runs = read(tmp_path, *grid(",budget", lambda i, c: f",{c / unit}"))
-    words = re.escape(f"row 2: budget {1e18 / unit:g} against flops 1e+18, and 45 rows")
+    words = re.escape(f"row 2: budget {1e18 / unit:g} against flops 1e+18, one of 45 such rows")
     with pytest.raises(FitRefusedError, match=words):
         analyze(analyze_config(bootstrap=50), runs)
+
+
+def test_a_budget_column_wrong_in_one_group_refuses_that_group_by_name(
+    tmp_path: Path, analyze_config: Config
+) -> None:
+    header, rows = grid(",budget", lambda i, c: f",{c}")
+    wrong = [row.rpartition(",")[0] + ",1000" for row in rows]
+    rows = [f"{row},good" for row in rows] + [f"{row},bad" for row in wrong]
+    runs = read(tmp_path, f"{header},group", rows)
+    analysis = analyze(analyze_config(bootstrap=50), runs)
+    alone = analyze(analyze_config(bootstrap=50, group="good"), runs)
+    good, bad = analysis.groups
+    assert good.main is not None
+    assert alone.groups[0].main is not None
+    assert good.main.a == alone.groups[0].main.a
+    assert bad.main is None
+    assert not bad.curves
+    (line,) = verdict(bad)
+    assert "row 47: budget 1000 against flops 1e+18, one of 45 such rows" in line
+    assert [f.code for f in bad.findings if f.level == "refusal"] == ["budget"]
+    files = write_report(analysis, tmp_path / "report", [])
+    assert "row 47: budget 1000 against" in files.html.read_text(encoding="utf-8")
+    with pytest.raises(FitRefusedError, match=r"fits 45 runs: .*row 47: budget 1000 against"):
+        analyze(analyze_config(bootstrap=50, group="bad"), runs.take(runs.group == "bad"))
+
+
+def test_every_group_that_no_method_fits_is_named(tmp_path: Path, analyze_config: Config) -> None:
+    header, rows = grid(",budget,group", lambda i, c: f",1000,{'one' if i < 20 else 'two'}")
+    with pytest.raises(FitRefusedError, match=r"fits 45 runs: one: .*row 2.*; two: .*row 22"):
+        analyze(analyze_config(bootstrap=50), read(tmp_path, header, rows))
 
 
 def test_single_rows_off_their_budget_are_named(tmp_path: Path) -> None:
@@ -137,3 +169,23 @@ def test_a_group_counts_its_own_rows_left_out(tmp_path: Path) -> None:
     assert found.message.startswith("2 rows left out")
     assert [len(own.left_out) for own in (x, y)] == [0, 2]
     assert len(x.exclusions) == 1
+
+
+def test_a_refused_law_gives_each_approach_its_line(tmp_path: Path, analyze_config: Config) -> None:
+    header, rows = grid(",group", lambda i, c: ",whole")
+    few = [row.replace("whole", "few") for row in rows[:5]]
+    group = analyze(analyze_config(bootstrap=20), read(tmp_path, header, rows + few)).groups[1]
+    lines = verdict(group)
+    assert lines[0] == "No law: Approaches 1, 2 and 3 all refuse these runs."
+    assert [line.partition(":")[0] for line in lines[1:]] == [e.title for e in group.approaches]
+
+
+def test_flops_of_few_digits_are_6nd_to_rounding(tmp_path: Path, analyze_config: Config) -> None:
+    header, rows = grid()
+    parts = [row.split(",") for row in rows]
+    short = [f"{float(n):.6g},{float(d):.6g},{c},{loss}" for n, d, c, loss in parts]
+    (group,) = analyze(analyze_config(bootstrap=20), read(tmp_path, header, short)).groups
+    assert not group.cost.is_exact
+    assert "C = 6ND holds to rounding." in estimator_table(group).note
+    off = dataclasses.replace(group, cost=dataclasses.replace(group.cost, slope=0.01))
+    assert "C is not 6ND: C = 6ND x" in estimator_table(off).note

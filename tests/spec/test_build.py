@@ -33,7 +33,7 @@ def test_missing_key_is_named_with_its_path(raw):
         ("model", "ff_ratio", math.nan, r"model\.ff_ratio: expected a finite number, got nan"),
         ("recipe", "peak_lr", "1e999", r"recipe\.peak_lr: expected a finite number"),
         ("recipe", "peak_lr", True, r"recipe\.peak_lr: expected float, got True"),
-        ("data", "paths", "a.txt", r"data\.paths: expected a list, got 'a\.txt'"),
+        ("data", "paths", "a.txt", r"data\.paths: expected a list, as in \[a,b\]; got 'a\.txt'"),
         ("data", "paths", [1], r"data\.paths\[0\]: expected str, got 1"),
         ("data", "name", "../../x", r"data\.name='\.\./\.\./x' must match"),
         ("budget", "flops", -1e12, r"budget: set exactly one|must be a finite number above 0"),
