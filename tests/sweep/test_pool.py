@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.spec.errors import ConfigError, InterruptedRunError
-from llmtrain.sweep.pool import Watcher, run_jobs
+from llmtrain.sweep.pool import Watcher, open_pool
 from llmtrain.sweep.process import Job, Slot
 
 SLOTS = [Slot(index=i, cores=(min(os.sched_getaffinity(0)),), gpu=None) for i in range(2)]
@@ -72,7 +72,8 @@ def five():
     jobs += [job(do, do=do, cost=0.5) for do in ("raise", "refuse", "exit", "segfault")]
     jobs += [job(do, do=do, cost=0.6) for do in ("hang", "slow")]
     recorder = Recorder()
-    return jobs, run_jobs(jobs, work, SLOTS, recorder, hang_s=2.0), recorder
+    with open_pool(work, SLOTS, hang_s=2.0) as pool:
+        return jobs, pool.run(jobs, recorder), recorder
 
 
 def test_one_failure_does_not_touch_the_others(five):
@@ -136,8 +137,9 @@ def test_a_signal_stops_the_workers_and_says_how_far_it_came(number):
     threading.Thread(target=strike, daemon=True).start()
     begin = time.monotonic()
     jobs = [job("quick", cost=9.0), job("long", do="wait", seconds=60.0)]
-    with pytest.raises(InterruptedRunError, match="1 of 2 cells done") as caught:
-        run_jobs(jobs, work, SLOTS[:1], Watcher())
+    said = pytest.raises(InterruptedRunError, match="1 of 2 cells done")
+    with said as caught, open_pool(work, SLOTS[:1]) as pool:
+        pool.run(jobs, Watcher())
     assert caught.value.exit_code == 75
     assert time.monotonic() - begin < 40
 
@@ -154,7 +156,8 @@ def test_a_job_that_waits_starts_when_it_is_ready_and_fails_with_what_it_waits_f
         job("free", after="elsewhere", ready=lambda: False, cost=0.1),
     ]
     recorder = Recorder()
-    outcomes = run_jobs(jobs, work, SLOTS, recorder)
+    with open_pool(work, SLOTS) as pool:
+        outcomes = pool.run(jobs, recorder)
     assert recorder.order[:2] == ["trunk", "bad"]  # what others wait for goes first
     assert recorder.finished.index("early") < recorder.finished.index("trunk")
     assert recorder.finished.index("late") > recorder.finished.index("trunk")
