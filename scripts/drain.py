@@ -24,7 +24,7 @@ from edge import key_values, run_edge
 from sweep_console import SweepConsole
 
 from llmtrain.spec.errors import ConfigError, InterruptedRunError
-from llmtrain.sweep.drain import drain, read_cells
+from llmtrain.sweep.drain import cell_pool, drain, read_cells
 from llmtrain.sweep.launcher import check_hang_limit
 from llmtrain.sweep.slurm import may_requeue, requeue, task_slots
 from llmtrain.sweep.sweeper import raise_failures
@@ -50,8 +50,8 @@ def main(overrides: list[str]) -> None:
     check_hang_limit(limit)
     configs = read_cells(Path(given["cells"]))
     try:
-        slots = task_slots(per_device)
-        raise_failures(drain(configs, work, slots, SweepConsole(), hang_s=limit))
+        with cell_pool(work, task_slots(per_device), hang_s=limit) as pool:
+            raise_failures(drain(configs, pool, SweepConsole()))
     except InterruptedRunError:
         if may_requeue(max_requeues):
             print("saved; SLURM is asked to start this task again", flush=True)

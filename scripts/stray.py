@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 
 STDERR = 2
-LAST_WORDS_S = 1.0  # what is still in the pipe when the workers have gone
+LAST_WORDS_S = 0.2  # for what is still in the pipe
 
 
 class StrayLines:
@@ -21,7 +21,7 @@ class StrayLines:
         self.thread.start()
 
     def give_back(self) -> None:
-        """Put stderr back, and say what the workers that have ended left."""
+        """Put stderr back; what workers that stay warm write is said as long as they live."""
         os.dup2(self.stderr, STDERR)
         os.close(self.stderr)
         self.thread.join(timeout=LAST_WORDS_S)

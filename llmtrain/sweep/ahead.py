@@ -65,13 +65,13 @@ class Ahead:
         self.has_told = False
 
     def close(self) -> None:
-        """End all processes at once."""
-        self.free.clear()
+        """End all processes at once; a later job may start new ones."""
         while self.workers:
             self.workers[-1].end()
-            self.workers.pop()
+            self.free.append(self.workers.pop().slot)
         if self.scratch is not None:
             self.scratch.cleanup()
+            self.scratch = None
 
     def busy(self) -> list[Compiler]:
         """Return the processes that are compiling."""

@@ -20,7 +20,7 @@ from llmtrain.spec.plan import plan_run, run_id
 from llmtrain.spec.room import refuse_room
 from llmtrain.spec.rundir import is_held, read_state, run_directory, write_json
 from llmtrain.spec.settings import TrainConfig
-from llmtrain.spec.signals import SCHEDULER_SIGNALS, handled, interrupt
+from llmtrain.spec.signals import SCHEDULER_SIGNALS, handled
 from llmtrain.sweep.ahead import Ahead
 from llmtrain.sweep.ledger import (
     CellStatus,
@@ -29,7 +29,7 @@ from llmtrain.sweep.ledger import (
     note_failure,
     release_branches,
 )
-from llmtrain.sweep.pool import Watcher, run_jobs
+from llmtrain.sweep.pool import Pool, Watcher, open_pool
 from llmtrain.sweep.process import Job, Outcome, Report, Slot, Work, by_part
 from llmtrain.sweep.stacks import stack_jobs
 
@@ -113,55 +113,53 @@ def refuse_sweep_room(configs: Sequence[TrainConfig], *, at_once: int) -> None:
         refuse_room(run_directory(configs[0]).parent, runs, at_once=at_once)
 
 
-def drain(
-    configs: Sequence[TrainConfig],
+def cell_pool(
     work: Work,
     slots: Sequence[Slot],
-    watcher: SweepWatcher,
     *,
     hang_s: float | None = None,
-    wait: bool = False,
     ahead: Ahead | None = None,
+) -> contextlib.AbstractContextManager[Pool]:
+    """Return a pool for `drain`, to be opened by `with`; `work` trains the cell of a payload."""
+    return open_pool(functools.partial(take, work), slots, hang_s=hang_s, ahead=ahead)
+
+
+def drain(
+    configs: Sequence[TrainConfig], pool: Pool, watcher: SweepWatcher, *, wait: bool = False
 ) -> list[Outcome]:
     """Train every cell that is neither done, nor failed, nor held by another process.
 
-    `wait`: go on until no other process holds a cell either, and take up what it leaves undone.
-    `ahead` compiles for the cells that are next, and is closed when this returns.
-    Returns the outcomes of the cells that ended here, failures among them. Any of SCHEDULER_SIGNALS
-    makes the workers save and raises InterruptedRunError. A disk without room for all cells is
-    refused before the first one; one that is full for a cell is for all of them: both DiskError.
+    `pool` is a cell_pool; its workers stay warm. `wait`: go on until no other process holds
+    a cell either, and take up what it leaves undone.
+    Returns the outcomes of the cells that ended here, failures among them. A signal makes the
+    workers save and raises InterruptedRunError. A disk without room for all cells is refused
+    before the first one; one that is full for a cell is for all of them: both DiskError.
     """
     jobs = {run_directory(config): cell_job(config) for config in configs}
     recorder = _Recorder({job.name: path for path, job in jobs.items()}, watcher)
     done_before = sum(is_done(path) for path in jobs)
     unsettled = _unsettled(jobs, recorder)
-    refuse_sweep_room([c for c in configs if run_directory(c) in unsettled], at_once=len(slots))
+    n_slots = len(pool.slots)
+    refuse_sweep_room([c for c in configs if run_directory(c) in unsettled], at_once=n_slots)
     first = [jobs[path] for path in unsettled]
-    watcher.opened(first, done_before, len(slots), list(jobs))
+    watcher.opened(first, done_before, n_slots, list(jobs))
     for path, job in jobs.items():
         if is_passed_by(path):
             watcher.passed_by(job, read_state(path)[1])
     try:
-        with (
-            handled(SCHEDULER_SIGNALS, interrupt),  # the pool then lets its workers save
-            compile_cache(configs),
-            contextlib.closing(ahead or Ahead()) as compiling,
-        ):
+        with compile_cache(configs):
             # Each look takes up what another process held in the one before and then gave back.
             while unsettled := _unsettled(jobs, recorder):
                 if free := [path for path in unsettled if _is_free(path, jobs[path])]:
-                    together = stack_jobs({path: jobs[path] for path in free}, configs)
-                    take_work = functools.partial(take, work)
-                    run_jobs(together, take_work, slots, recorder, hang_s=hang_s, ahead=compiling)
+                    pool.run(stack_jobs({path: jobs[path] for path in free}, configs), recorder)
                     if _unsettled(jobs, recorder) == unsettled:  # others took them all
                         time.sleep(LOOK_EVERY_S)
                 elif wait:
                     watcher.waiting(len(unsettled))
+                    pool.rest()
                     time.sleep(LOOK_EVERY_S)
                 else:
                     break
-    except KeyboardInterrupt:  # while waiting, or a second signal while the workers were saving
-        raise InterruptedRunError("stopped; start it again to go on") from None
     finally:
         watcher.closed()
     release_branches(configs)

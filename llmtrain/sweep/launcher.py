@@ -1,7 +1,9 @@
 """The Hydra launcher `pool`: cells in warm worker processes, finished ones skipped."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -18,10 +20,13 @@ from llmtrain.spec.plan import run_id
 from llmtrain.spec.rundir import read_state, run_directory
 from llmtrain.spec.settings import TrainConfig, build_run
 from llmtrain.sweep.ahead import Ahead
-from llmtrain.sweep.drain import SweepWatcher, cell_job, drain
+from llmtrain.sweep.drain import SweepWatcher, cell_job, cell_pool, drain
 from llmtrain.sweep.ledger import is_passed_by, reopen
-from llmtrain.sweep.pool import ahead_slots, make_slots
+from llmtrain.sweep.pool import Pool, ahead_slots, make_slots
 from llmtrain.sweep.process import Outcome, Work
+
+RunConfigs = Callable[[Sequence[TrainConfig]], list[Outcome | None]]
+"""Runs the cells that have no record yet; a finished cell's outcome is None."""
 
 
 @dataclass
@@ -88,6 +93,11 @@ class CellLauncher(Launcher):
 
     def run_cells(self, configs: Sequence[TrainConfig]) -> list[Outcome | None]:
         """Run the cells that have no record yet; a finished cell's outcome is None."""
+        with self.opened() as run_cells:
+            return run_cells(configs)
+
+    def opened(self) -> contextlib.AbstractContextManager[RunConfigs]:
+        """Return `run_cells` for several calls, in a `with` block: what they start stays warm."""
         raise NotImplementedError
 
 
@@ -129,26 +139,26 @@ class PoolLauncher(CellLauncher):
             "runtime.compile=false; set runtime.compile=true, or compile_ahead to 0",
         )
 
-    def run_cells(self, configs: Sequence[TrainConfig]) -> list[Outcome | None]:
-        """Run the cells that have no record yet; a finished cell's outcome is None.
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[RunConfigs]:
+        """Give `run_cells` with workers that stay warm from call to call.
 
-        Returns when every cell has ended, here or in the hands of another process.
+        A call returns when every cell has ended, here or in the hands of another process.
         """
         assert HANDS.work is not None, "the script sets HANDS.work before Hydra starts"
-        reopen(configs)
         slots = make_slots(self.pool.per_device)
         beside = ahead_slots(self.pool.compile_ahead, slots)
-        found = drain(
-            configs,
-            HANDS.work,
-            slots,
-            HANDS.watcher,
-            hang_s=self.pool.hang_seconds,
-            wait=True,
-            ahead=Ahead(beside, HANDS.compiling, tell=HANDS.watcher.warned),
-        )
-        ended = {outcome.job.name: outcome for outcome in found}
-        return [ended.get(run_id(config)) or elsewhere(config) for config in configs]
+        ahead = Ahead(beside, HANDS.compiling, tell=HANDS.watcher.warned)
+        with cell_pool(HANDS.work, slots, hang_s=self.pool.hang_seconds, ahead=ahead) as pool:
+            yield functools.partial(run_in, pool)
+
+
+def run_in(pool: Pool, configs: Sequence[TrainConfig]) -> list[Outcome | None]:
+    """Run cells in a pool until all have ended, wherever; a finished cell's outcome is None."""
+    reopen(configs)
+    found = drain(configs, pool, HANDS.watcher, wait=True)
+    ended = {outcome.job.name: outcome for outcome in found}
+    return [ended.get(run_id(config)) or elsewhere(config) for config in configs]
 
 
 def elsewhere(config: TrainConfig) -> Outcome | None:

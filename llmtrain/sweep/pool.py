@@ -1,22 +1,24 @@
 """A bounded pool of warm worker processes, one per core or GPU; replaced when a job kills it."""
 
+import contextlib
 import dataclasses
 import os
 import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from llmtrain.spec.errors import InterruptedRunError, LlmtrainError
-from llmtrain.spec.signals import handled, interrupt
+from llmtrain.spec.signals import STOP_SIGNALS, handled, interrupt
 from llmtrain.sweep.ahead import Ahead, Compiler
 from llmtrain.sweep.process import GRACE_S, Job, Outcome, Slot, Work, Worker
 
 LOOKS = 4  # times that a worker is looked at within the limit of a hang
 DEVICES = Path("/dev")
+IDLE_S = 10.0  # how long workers are kept for jobs that may come: a few times what a start takes
 
 
 class Watcher:
@@ -61,63 +63,107 @@ def ahead_slots(count: int, slots: Sequence[Slot]) -> list[Slot]:
     return [Slot(index=len(slots) + i, cores=cores, gpu=gpus[i % len(gpus)]) for i in range(count)]
 
 
-def run_jobs(
-    jobs: Sequence[Job],
-    work: Work,
-    slots: Sequence[Slot],
-    watcher: Watcher,
-    *,
-    hang_s: float | None = None,
-    ahead: Ahead | None = None,
-) -> list[Outcome]:
-    """Run all jobs, longest first, and return their outcomes in the order of `jobs`.
+class Pool:
+    """Warm workers, at most one per slot: started when jobs need them, kept from run to run."""
 
-    Jobs that wait for another one come last, and fail with it unless they are ready. A job that
-    raises, kills its worker, or gives no sign of life for `hang_s` seconds is an outcome with an
-    error; the others go on. A signal (SIGINT, SIGTERM) is passed to the workers, which save; then
-    InterruptedRunError is raised. An error of the watcher's stops them in the same way.
-    `ahead` compiles for jobs that are still to start.
-    """
-    ahead = Ahead() if ahead is None else ahead
-    queue = sorted(jobs, key=lambda job: (job.after is not None, -job.cost))
-    outcomes: dict[str, Outcome] = {}
-    workers: list[Worker] = []
-    with tempfile.TemporaryDirectory(prefix="llmtrain-") as scratch:
+    def __init__(
+        self, work: Work, slots: Sequence[Slot], scratch: Path, hang_s: float | None, ahead: Ahead
+    ) -> None:
+        self.work, self.slots, self.scratch = work, slots, scratch
+        self.hang_s, self.ahead = hang_s, ahead
+        self.workers: list[Worker] = []
+        self.idle_since = time.monotonic()
+
+    def run(self, jobs: Sequence[Job], watcher: Watcher) -> list[Outcome]:
+        """Run all jobs, longest first, and return their outcomes in the order of `jobs`.
+
+        Jobs that wait for another one come last, and fail with it unless they are ready. A job that
+        raises, kills its worker, or gives no sign of life for `hang_s` seconds is an outcome with
+        an error; the others go on. A signal is passed to the workers, which save; then
+        InterruptedRunError is raised. An error of the watcher's stops them in the same way.
+        Workers beyond the number of jobs are ended.
+        """
+        queue = sorted(jobs, key=lambda job: (job.after is not None, -job.cost))
+        outcomes: dict[str, Outcome] = {}
         try:
-            with handled((signal.SIGTERM, signal.SIGINT), interrupt):
-                for slot in slots[: len(jobs)]:
-                    workers.append(Worker(slot, work, Path(scratch)))
-                    _hand_out(queue, workers, watcher)
-                while busy := [worker for worker in workers if worker.job is not None]:
-                    ahead.hand_out(queue, [worker.job for worker in busy if worker.job])
-                    for worker in _ready([*busy, *ahead.busy()], hang_s):
-                        if isinstance(worker, Compiler):
-                            ahead.hear(worker)
-                            continue
-                        job, found = worker.job, worker.receive()
-                        if isinstance(found, Outcome):
-                            for ended in (found, *_fail_with(found, queue)):
-                                outcomes[ended.job.name] = ended
-                                watcher.ended(ended)
-                        elif job is not None:
-                            watcher.reported(job, found)
-                    _hand_out(queue, workers, watcher)
+            self._keep(len(jobs))
+            _hand_out(queue, self.workers, watcher)
+            for slot in self.slots[len(self.workers) : len(jobs)]:
+                self.workers.append(Worker(slot, self.work, self.scratch))
+                _hand_out(queue, self.workers, watcher)
+            while busy := [worker for worker in self.workers if worker.job is not None]:
+                self.ahead.hand_out(queue, [worker.job for worker in busy if worker.job])
+                for worker in _ready([*busy, *self.ahead.busy()], self.hang_s):
+                    if isinstance(worker, Compiler):
+                        self.ahead.hear(worker)
+                        continue
+                    job, found = worker.job, worker.receive()
+                    if isinstance(found, Outcome):
+                        for ended in (found, *_fail_with(found, queue)):
+                            outcomes[ended.job.name] = ended
+                            watcher.ended(ended)
+                    elif job is not None:
+                        watcher.reported(job, found)
+                _hand_out(queue, self.workers, watcher)
         except KeyboardInterrupt:
-            ahead.close()
+            self.ahead.close()
             watcher.stopping()
-            _stop(workers)
+            _stop(self.workers)
             done = sum(outcome.error is None for outcome in outcomes.values())
             raise InterruptedRunError(
                 f"stopped with {done} of {len(jobs)} cells done; run the same command to go on"
             ) from None
         except LlmtrainError:  # the watcher's: what ended one job would end all
-            ahead.close()
-            _stop(workers)
+            self.ahead.close()
+            _stop(self.workers)
             raise
-        finally:
-            for worker in workers:
-                worker.close()
-    return [outcomes[job.name] for job in jobs]
+        self.idle_since = time.monotonic()
+        return [outcomes[job.name] for job in jobs]
+
+    def rest(self) -> None:
+        """End processes that have been idle for IDLE_S; for who waits, again and again."""
+        if time.monotonic() - self.idle_since >= IDLE_S:
+            self.close()
+
+    def close(self) -> None:
+        """End all processes; a later run starts new ones."""
+        self.ahead.close()
+        self._keep(0)
+
+    def _keep(self, count: int) -> None:
+        """End all workers but the first `count`."""
+        for worker in self.workers[count:]:
+            worker.pipe.close()  # so that all leave at the same time
+        while len(self.workers) > count:
+            self.workers[-1].close()
+            self.workers.pop()
+
+
+@contextlib.contextmanager
+def open_pool(
+    work: Work,
+    slots: Sequence[Slot],
+    *,
+    hang_s: float | None = None,
+    ahead: Ahead | None = None,
+) -> Iterator[Pool]:
+    """Give a pool whose processes end with the `with` block; `ahead` compiles for its jobs.
+
+    Any of STOP_SIGNALS within the block ends it with InterruptedRunError.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="llmtrain-") as scratch,
+        handled(STOP_SIGNALS, interrupt),
+    ):
+        try:
+            with contextlib.closing(
+                Pool(work, slots, Path(scratch), hang_s, Ahead() if ahead is None else ahead)
+            ) as pool:
+                yield pool
+        except KeyboardInterrupt as stopped:  # between runs, or again while the workers save
+            raise InterruptedRunError(
+                f"stopped by {stopped}; run the same command to go on"
+            ) from None
 
 
 def _hand_out(queue: list[Job], workers: Sequence[Worker], watcher: Watcher) -> None:

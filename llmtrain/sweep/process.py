@@ -123,7 +123,10 @@ class Worker:
         there.close()
 
     def give(self, job: Job) -> None:
-        """Hand over a job; a dead worker shows itself in `receive`."""
+        """Hand over a job; a worker that dies over it shows itself in `receive`."""
+        if self.is_replaced and not self.process.is_alive():  # it died idle: no fault of the job's
+            self.pipe.close()
+            self._start()
         self.job = job
         self.silence = Silence(self.beats.value)
         with contextlib.suppress(BrokenPipeError):

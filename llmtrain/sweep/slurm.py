@@ -1,5 +1,6 @@
 """The Hydra launcher `slurm`: one array of tasks that drain the sweep's cells together."""
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -12,7 +13,7 @@ from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.sweep.drain import refuse_sweep_room, write_cells
-from llmtrain.sweep.launcher import HANDS, CellLauncher, check_hang_limit, elsewhere
+from llmtrain.sweep.launcher import HANDS, CellLauncher, RunConfigs, check_hang_limit, elsewhere
 from llmtrain.sweep.ledger import is_done, is_passed_by, reopen
 from llmtrain.sweep.pool import make_slots
 from llmtrain.sweep.process import Outcome, Slot
@@ -59,7 +60,11 @@ class SlurmLauncher(CellLauncher):
         }
         self.parameters = {key: value for key, value in wanted.items() if value is not None}
 
-    def run_cells(self, configs: Sequence[TrainConfig]) -> list[Outcome | None]:
+    def opened(self) -> contextlib.AbstractContextManager[RunConfigs]:
+        """Return `run_cells`; nothing is kept between calls."""
+        return contextlib.nullcontext(self._submit)
+
+    def _submit(self, configs: Sequence[TrainConfig]) -> list[Outcome | None]:
         """Submit the cells that are neither done nor in quarantine.
 
         Nothing is known of them when this returns.

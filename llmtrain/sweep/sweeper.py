@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -112,18 +113,21 @@ class IsoflopSweeper(Sweeper):
         rounds = AdaptiveSweep(base, sweep, unique_tokens=tokens)
         rounds.first_round()
 
-        def run_cells(cells: Sequence[Cell]) -> dict[str, str]:
-            if launch.retry == "failed":
-                reopen([cell.config for cell in cells], quarantined=True)
-            if isinstance(self.runner, CellLauncher):
-                outcomes = self.runner.run_cells([cell.config for cell in cells])
-                return {o.job.name: o.error for o in outcomes if o is not None and o.error}
-            jobs = [[*overrides, *cell.overrides()] for cell in cells]
-            self.runner.launch(jobs, initial_job_idx=0)
-            lost = [c for c in cells if read_record(run_directory(c.config)) is None]
-            return {cell.run_id: "left no record" for cell in lost}
+        opened = self.runner.opened() if isinstance(self.runner, CellLauncher) else nullcontext()
+        with opened as run:
 
-        return rounds.run(run_cells, HANDS.watcher.decided)
+            def run_cells(cells: Sequence[Cell]) -> dict[str, str]:
+                if launch.retry == "failed":
+                    reopen([cell.config for cell in cells], quarantined=True)
+                if run is not None:
+                    outcomes = run([cell.config for cell in cells])
+                    return {o.job.name: o.error for o in outcomes if o is not None and o.error}
+                jobs = [[*overrides, *cell.overrides()] for cell in cells]
+                self.runner.launch(jobs, initial_job_idx=0)
+                lost = [c for c in cells if read_record(run_directory(c.config)) is None]
+                return {cell.run_id: "left no record" for cell in lost}
+
+            return rounds.run(run_cells, HANDS.watcher.decided)
 
     def _compose(self, overrides: Sequence[str]) -> dict[str, object]:
         return plain(self.loader.load_sweep_config(self.master, list(overrides)))

@@ -15,7 +15,7 @@ from llmtrain.corpus.prepare import prepare
 from llmtrain.spec.compile_cache import INDUCTOR, TRITON
 from llmtrain.spec.settings import TrainConfig, build_run
 from llmtrain.sweep.ahead import Ahead
-from llmtrain.sweep.drain import SweepWatcher, drain
+from llmtrain.sweep.drain import SweepWatcher, cell_pool, drain
 from llmtrain.sweep.pool import make_slots
 from llmtrain.sweep.process import Slot
 from llmtrain.training.worker import compile_cell, work
@@ -71,13 +71,9 @@ def time_side(side: str, configs: list[TrainConfig], *, is_ahead: bool) -> Secon
     beside = [Slot(index=1, cores=last, gpu=None)] if is_ahead else []
     told: list[str] = []
     begin = time.perf_counter()
-    ended = drain(
-        configs,
-        work,
-        [Slot(index=0, cores=first, gpu=None)],
-        SweepWatcher(),
-        ahead=Ahead(beside, compile_cell, tell=told.append),
-    )
+    ahead = Ahead(beside, compile_cell, tell=told.append)
+    with cell_pool(work, [Slot(index=0, cores=first, gpu=None)], ahead=ahead) as pool:
+        ended = drain(configs, pool, SweepWatcher())
     wall = time.perf_counter() - begin
     if failed := [*told, *(outcome.error for outcome in ended if outcome.error)]:
         raise BenchError(f"{side}: {failed[0]}")

@@ -14,7 +14,7 @@ from llmtrain.corpus.prepare import prepare
 from llmtrain.scaling.plot.cost import Panel, draw_costs
 from llmtrain.spec.settings import TrainConfig, build_run
 from llmtrain.sweep.drain import cell_job
-from llmtrain.sweep.pool import Watcher, make_slots, run_jobs
+from llmtrain.sweep.pool import Watcher, make_slots, open_pool
 from llmtrain.sweep.process import Slot
 from llmtrain.sweep.sweeper import raise_failures
 from llmtrain.training.worker import work
@@ -76,7 +76,8 @@ def _config(model: str, n_tokens: int, root: Path, n_cells: int = 1, seed: int =
 
 def _train(configs: Sequence[TrainConfig], slots: Sequence[Slot]) -> None:
     prepare(configs[0].data)
-    raise_failures(run_jobs([cell_job(c) for c in configs], work, slots, Watcher()))
+    with open_pool(work, slots) as pool:
+        raise_failures(pool.run([cell_job(c) for c in configs], Watcher()))
 
 
 def _panels(found: Seconds) -> list[Panel]:

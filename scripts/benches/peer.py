@@ -24,7 +24,7 @@ from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.settings import TrainConfig, build_run
 from llmtrain.sweep.drain import cell_job
 from llmtrain.sweep.grid import Cell, plan_sweep
-from llmtrain.sweep.pool import Watcher, make_slots, run_jobs
+from llmtrain.sweep.pool import Watcher, make_slots, open_pool
 from llmtrain.sweep.process import Slot
 from llmtrain.sweep.sweeper import raise_failures
 from llmtrain.training.worker import work
@@ -131,7 +131,8 @@ def _peer_rate(root: Path, cell: Cell, n_threads: int) -> float:
 def _own_rate(cell: Cell, slots: list[Slot], runs_root: Path) -> float:
     """Return tokens per second of all warm workers together, the cell on every core at once."""
     configs = [_shortened(cell, seed, runs_root) for seed, _ in enumerate(slots)]
-    raise_failures(run_jobs([cell_job(c) for c in configs], work, slots, Watcher()))
+    with open_pool(work, slots) as pool:
+        raise_failures(pool.run([cell_job(c) for c in configs], Watcher()))
     return sum(finished(config).tokens_per_second for config in configs)
 
 

@@ -13,7 +13,7 @@ from benches import Bench, BenchError, Facts, Seconds
 from benches.alone import compare, train_alone
 from llmtrain.corpus.prepare import prepare
 from llmtrain.spec.settings import TrainConfig, build_run
-from llmtrain.sweep.drain import SweepWatcher, drain
+from llmtrain.sweep.drain import SweepWatcher, cell_pool, drain
 from llmtrain.sweep.pool import make_slots
 from llmtrain.training.worker import work
 
@@ -63,7 +63,8 @@ def time_pool(keys: Mapping[str, int]) -> Seconds:
         prepare(sides["warm"][0].data)
         slots = make_slots(1)
         clock, cpu = [time.perf_counter()], [cpu_seconds()]
-        failed = [o.error for o in drain(sides["warm"], work, slots, SweepWatcher()) if o.error]
+        with cell_pool(work, slots) as pool:
+            failed = [o.error for o in drain(sides["warm"], pool, SweepWatcher()) if o.error]
         clock.append(time.perf_counter())
         cpu.append(cpu_seconds())
         if failed:

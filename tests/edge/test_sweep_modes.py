@@ -1,6 +1,8 @@
 """Hydra's own sweeps, adaptive sweeps and rate brackets, as a user types them."""
 
 import json
+import os
+import re
 
 import pytest
 
@@ -109,6 +111,10 @@ def test_an_adaptive_sweep_writes_its_rounds_and_the_same_command_trains_nothing
     assert sorted(listed) == sorted(found)
     assert sum(r["flops"]["full_attention"] for r in found.values()) <= 2.2e10
     assert {r["flops_budget"] for r in found.values()} == {1e9, 1.5e9, 2e9}
+    assert len(saved["rounds"]) > 1
+    locks = [path.read_text() for path in folder.glob("*/lock")]
+    workers = {re.search(r"process (\d+)", lock)[1] for lock in locks}
+    assert len(workers) <= len(os.sched_getaffinity(0))  # warm from round to round
     again = cli("train.py", *arguments)
     assert again.returncode == 0, again.stderr
     assert "to train" not in again.stdout

@@ -20,7 +20,7 @@ from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.redact import redact, refuse_secret
 from llmtrain.spec.settings import TrainConfig, build_run
 from llmtrain.spec.sweeps import SweepConfig
-from llmtrain.sweep.pool import Job, Watcher, make_slots, run_jobs
+from llmtrain.sweep.pool import Job, Watcher, make_slots, open_pool
 from llmtrain.training import runtime
 from llmtrain.training.loop import train
 
@@ -171,7 +171,8 @@ def test_errors_are_redacted_wherever_they_are_kept(
         runtime.warn(f"wandb stopped: {secret}")
         rundir.write_state(tmp_path, "failed", f"hub: https://me:{secret}@host")
     job = Job(name="cell", payload={"secret": canaries[0]}, cost=1.0)
-    (outcome,) = run_jobs([job], fail, make_slots(1)[:1], Watcher())
+    with open_pool(fail, make_slots(1)[:1]) as pool:
+        (outcome,) = pool.run([job], Watcher())
     assert outcome.error == "RuntimeError: cannot log in with [redacted]"
     written = capfd.readouterr().err + (tmp_path / "state.json").read_text()
     assert "[redacted]" in written

@@ -9,21 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import is_gone, wait_for
 
 from llmtrain.spec.errors import InterruptedRunError
 from llmtrain.sweep.ahead import Ahead
-from llmtrain.sweep.pool import Watcher, ahead_slots, run_jobs
+from llmtrain.sweep.pool import Watcher, ahead_slots, open_pool
 from llmtrain.sweep.process import Job, Slot
 
 SLOTS = [Slot(index=0, cores=(min(os.sched_getaffinity(0)),), gpu=None)]
-LIMIT_S = 60.0
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def lines(path):
@@ -80,6 +73,11 @@ def beside(told, count=1):
     return contextlib.closing(Ahead(ahead_slots(count, SLOTS), ahead, letters, told.append))
 
 
+def run(jobs, compiling, watcher=None):
+    with open_pool(train, SLOTS, ahead=compiling) as pool:
+        return pool.run(jobs, watcher or Watcher())
+
+
 def test_cells_are_taken_in_their_order_one_for_everything_new(job, tmp_path):
     told = []
     jobs = [
@@ -91,7 +89,7 @@ def test_cells_are_taken_in_their_order_one_for_everything_new(job, tmp_path):
         job("sixth", "a"),
     ]
     with beside(told) as compiling:
-        outcomes = run_jobs(jobs, train, SLOTS, Watcher(), ahead=compiling)
+        outcomes = run(jobs, compiling)
     assert [outcome.error for outcome in outcomes] == [None] * 6
     assert lines(tmp_path / "ahead") == ["second", "fourth"]
     assert lines(tmp_path / "trained") == [job.name for job in jobs]
@@ -99,8 +97,8 @@ def test_cells_are_taken_in_their_order_one_for_everything_new(job, tmp_path):
 
 
 def test_nothing_is_started_where_nothing_is_new(job, tmp_path):
-    with beside([]) as compiling:
-        run_jobs([job("one", "a"), job("two", "a")], train, SLOTS, Watcher(), ahead=compiling)
+    with beside([]) as compiling, open_pool(train, SLOTS, ahead=compiling) as pool:
+        pool.run([job("one", "a"), job("two", "a")], Watcher())
         assert compiling.scratch is None
     assert lines(tmp_path / "ahead") == []
 
@@ -120,7 +118,7 @@ def test_two_processes_share_the_cells(job, tmp_path):
     jobs = [job("first", "a", until=["second", "third"]), job("second", "b"), job("third", "c")]
     jobs[1].payload["fails"] = "hang"  # so that the other one has to take the third
     with beside(told := [], count=2) as compiling:
-        outcomes = run_jobs(jobs, train, SLOTS, Watcher(), ahead=compiling)
+        outcomes = run(jobs, compiling)
     assert [outcome.error for outcome in outcomes] == [None] * 3
     assert sorted(lines(tmp_path / "ahead")) == ["second", "third"]
     assert told == []
@@ -144,7 +142,7 @@ def test_a_failure_is_said_once_and_fails_no_cell(job, tmp_path, fails, why, tak
     jobs = [job("first", "a", until=[*taken, "told"])]
     jobs += [job("second", "b", fails=fails), job("third", "c", fails=fails), job("last", "a")]
     with beside(Told()) as compiling:
-        outcomes = run_jobs(jobs, train, SLOTS, Watcher(), ahead=compiling)
+        outcomes = run(jobs, compiling)
     assert [outcome.error for outcome in outcomes] == [None] * 4
     assert sorted(lines(tmp_path / "ahead")) == sorted([*taken, "told"])
     (line,) = told
@@ -176,15 +174,6 @@ def test_a_process_that_cannot_start_is_said_and_done_without(job, tmp_path, mon
                     "themselves"]  # fmt: skip
 
 
-def is_gone(pid):
-    """Return whether a process has ended; one that nobody has collected yet has."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state == "Z"
-
-
 @pytest.mark.parametrize("ending", ["the last cell", "a signal"])
 def test_the_end_of_a_sweep_is_the_end_of_all_that_compiles(job, tmp_path, ending):
     until = ["second"] if ending == "the last cell" else ["second", "never"]
@@ -206,9 +195,9 @@ def test_the_end_of_a_sweep_is_the_end_of_all_that_compiles(job, tmp_path, endin
         if ending == "a signal":
             threading.Thread(target=strike, daemon=True).start()
             with pytest.raises(InterruptedRunError):
-                run_jobs(jobs, train, SLOTS, watcher, ahead=compiling)
+                run(jobs, compiling, watcher)
             assert watcher.was_gone  # before the cells that train are asked to save
         else:
-            run_jobs(jobs, train, SLOTS, watcher, ahead=compiling)
+            run(jobs, compiling, watcher)
     assert len(pids()) == 2
     wait_for(lambda: all(map(is_gone, pids())))

@@ -11,7 +11,7 @@ from llmtrain.spec.build import build
 from llmtrain.spec.errors import DiskError
 from llmtrain.spec.rundir import read_state, run_directory
 from llmtrain.spec.settings import TrainConfig
-from llmtrain.sweep.drain import SweepWatcher, drain
+from llmtrain.sweep.drain import SweepWatcher, cell_pool, drain
 from llmtrain.sweep.process import Slot
 from llmtrain.training import worker
 from llmtrain.training.loop import train
@@ -49,8 +49,8 @@ class Counter(SweepWatcher):
 @pytest.mark.slow
 def test_a_full_disk_stops_the_sweep_and_marks_no_cell(cells, tiny_corpus_dir, tmp_path, make):
     watcher = Counter()
-    with pytest.raises(DiskError) as caught:
-        drain(cells, work, SLOTS, watcher)
+    with pytest.raises(DiskError) as caught, cell_pool(work, SLOTS) as pool:
+        drain(cells, pool, watcher)
     name = run_directory(cells[1]).name
     assert str(caught.value) == (
         f"{name}: /cache/kernel.so: disk full; free space, then run the same command again"
@@ -59,7 +59,8 @@ def test_a_full_disk_stops_the_sweep_and_marks_no_cell(cells, tiny_corpus_dir, t
     assert {read_state(run_directory(c))[0] for c in cells} <= {"planned", "stopped"}
     assert list(tmp_path.rglob("failures.json")) == []
 
-    outcomes = drain(cells, worker.work, SLOTS, SweepWatcher())
+    with cell_pool(worker.work, SLOTS) as pool:
+        outcomes = drain(cells, pool, SweepWatcher())
     assert [outcome.error for outcome in outcomes] == [None] * 3
     elsewhere = make(
         {"runs_root": str(tmp_path / "whole"), "seed": 0, "data.max_epochs": 1e6}
@@ -75,6 +76,6 @@ def test_a_sweep_without_room_for_its_cells_starts_none(cells, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     watcher = Counter()
     said = r"runs/test: disk too full: 4 MB free, less than 1\.5 times the \S+ MB that these 3 runs"
-    with pytest.raises(DiskError, match=said):
-        drain(cells, work, SLOTS, watcher)
+    with pytest.raises(DiskError, match=said), cell_pool(work, SLOTS) as pool:
+        drain(cells, pool, watcher)
     assert watcher.n_started == 0

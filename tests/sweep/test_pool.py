@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from llmtrain.spec.errors import ConfigError, DeviceLostError, InterruptedRunError
-from llmtrain.sweep import pool
-from llmtrain.sweep.pool import Watcher, make_slots, run_jobs
+from llmtrain.sweep import pool as pools
+from llmtrain.sweep.pool import Watcher, make_slots, open_pool
 from llmtrain.sweep.process import Job, Slot
 
 SLOTS = [Slot(index=i, cores=(min(os.sched_getaffinity(0)),), gpu=None) for i in range(2)]
@@ -80,7 +80,8 @@ def five():
     jobs += [job(do, do=do, cost=0.5) for do in ("raise", "refuse", "exit", "segfault")]
     jobs += [job(do, do=do, cost=0.6) for do in ("hang", "slow")]
     recorder = Recorder()
-    return jobs, run_jobs(jobs, work, SLOTS, recorder, hang_s=2.0), recorder
+    with open_pool(work, SLOTS, hang_s=2.0) as pool:
+        return jobs, pool.run(jobs, recorder), recorder
 
 
 def test_one_failure_does_not_touch_the_others(five):
@@ -137,14 +138,15 @@ def test_the_longest_job_starts_first_and_progress_arrives(five):
 
 def test_a_worker_whose_gpu_failed_says_so_and_leaves_the_next_job_to_another():
     jobs = [job("first", cost=3.0), job("lost", do="lose", cost=2.0), job("next", cost=1.0)]
-    first, lost, after = run_jobs(jobs, work, SLOTS[:1], Watcher())
+    with open_pool(work, SLOTS[:1]) as pool:
+        first, lost, after = pool.run(jobs, Watcher())
     assert (lost.error, lost.way) == ("the GPU failed, as asked", "DeviceLostError")
     assert after.result["pid"] != first.result["pid"]
     assert after.result["calls"] == 1
 
 
 def test_gpus_are_named_as_cuda_counts_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "DEVICES", tmp_path)
+    monkeypatch.setattr(pools, "DEVICES", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for name in ("nvidia3", "nvidia5", "nvidiactl", "nvidia-uvm"):  # a container's part of eight
         (tmp_path / name).touch()
@@ -162,8 +164,9 @@ def test_a_signal_stops_the_workers_and_says_how_far_it_came(number):
     threading.Thread(target=strike, daemon=True).start()
     begin = time.monotonic()
     jobs = [job("quick", cost=9.0), job("long", do="wait", seconds=60.0)]
-    with pytest.raises(InterruptedRunError, match="1 of 2 cells done") as caught:
-        run_jobs(jobs, work, SLOTS[:1], Watcher())
+    said = pytest.raises(InterruptedRunError, match="1 of 2 cells done")
+    with said as caught, open_pool(work, SLOTS[:1]) as pool:
+        pool.run(jobs, Watcher())
     assert caught.value.exit_code == 75
     assert time.monotonic() - begin < 40
 
@@ -180,7 +183,8 @@ def test_a_job_that_waits_starts_when_it_is_ready_and_fails_with_what_it_waits_f
         job("free", after="elsewhere", ready=lambda: False, cost=0.1),
     ]
     recorder = Recorder()
-    outcomes = run_jobs(jobs, work, SLOTS, recorder)
+    with open_pool(work, SLOTS) as pool:
+        outcomes = pool.run(jobs, recorder)
     assert recorder.order[:2] == ["trunk", "bad"]  # what others wait for goes first
     assert recorder.finished.index("early") < recorder.finished.index("trunk")
     assert recorder.finished.index("late") > recorder.finished.index("trunk")
@@ -196,7 +200,8 @@ def test_what_a_job_leaves_open_is_closed_without_a_word():
     code = (
         "from test_pool import *\n"
         "if __name__ == '__main__':\n"
-        "    (outcome,) = run_jobs([job('one', do='lock')], work, SLOTS[:1], Watcher())\n"
+        "    with open_pool(work, SLOTS[:1]) as pool:\n"
+        "        (outcome,) = pool.run([job('one', do='lock')], Watcher())\n"
         "    assert outcome.error is None, outcome\n"
     )
     command = [sys.executable, "-W", "default", "-c", code]

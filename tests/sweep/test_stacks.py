@@ -6,7 +6,7 @@ from llmtrain.spec.plan import run_id
 from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import read_state, run_directory, write_json
 from llmtrain.spec.stacking import stack_key
-from llmtrain.sweep.drain import SweepWatcher, cell_job, drain
+from llmtrain.sweep.drain import SweepWatcher, cell_job, cell_pool, drain
 from llmtrain.sweep.ledger import FAILURES_FILE, reopen
 from llmtrain.sweep.pool import make_slots
 from llmtrain.sweep.process import Outcome, by_part
@@ -97,7 +97,8 @@ def test_a_sweep_trains_its_stacks_and_says_of_each_cell_how_it_ended(cell):
     well = [cell(seed) for seed in range(3)]
     sick = cell(3, **{"recipe.lr_multiplier": 1e30})
     told, every = Told(), [*well, sick]
-    found = drain(every, work, make_slots(1)[:1], told)
+    with cell_pool(work, make_slots(1)[:1]) as pool:
+        found = drain(every, pool, told)
     ids = [run_id(config) for config in every]
     assert sorted(told.began) == sorted(ids) == sorted(told.ends)
     assert told.reports >= set(ids[:3])
@@ -110,6 +111,7 @@ def test_a_sweep_trains_its_stacks_and_says_of_each_cell_how_it_ended(cell):
     assert read_state(run_directory(sick))[0] == "failed"
     reopen(every)
     again = Told()
-    drain(every, work, make_slots(1)[:1], again)
+    with cell_pool(work, make_slots(1)[:1]) as pool:
+        drain(every, pool, again)
     assert again.began == [ids[3]]
     assert read_state(run_directory(sick))[0] == "quarantined"

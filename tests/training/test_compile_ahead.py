@@ -14,7 +14,7 @@ from llmtrain.spec.compile_cache import INDUCTOR, TRITON
 from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.sweep.ahead import Ahead
-from llmtrain.sweep.drain import SweepWatcher, drain
+from llmtrain.sweep.drain import SweepWatcher, cell_pool, drain
 from llmtrain.sweep.pool import ahead_slots, make_slots
 from llmtrain.training import worker
 
@@ -62,7 +62,8 @@ def sweep(configs, *, n_ahead):
     root = Path(configs[0].runs_root)
     ahead = Ahead(ahead_slots(n_ahead, slots), compile_cell, tell=told.append)
     root.mkdir()
-    ended = drain(configs, work, slots, SweepWatcher(), ahead=ahead)
+    with cell_pool(work, slots, ahead=ahead) as pool:
+        ended = drain(configs, pool, SweepWatcher())
     assert [outcome.error for outcome in ended] == [None] * len(configs)
     assert told == []
     rows = [(run_directory(config) / "metrics.jsonl").read_text() for config in configs]
