@@ -171,7 +171,7 @@ def lines(look: Look) -> list[str]:
     cells, view = look.cells, look.view()
     width = max((len(cell.state) for cell in cells), default=0)
     return [
-        *(f"{cell.state:<{width}} {cell.run_id}  {outcome(cell)}".rstrip() for cell in cells),
+        *(f"{cell.state:<{width}} {cell.title}  {outcome(cell)}".rstrip() for cell in cells),
         *map(slot_line, view.slots),
         *budget_lines(cells),
         counted(cells),
@@ -198,7 +198,7 @@ def table(cells: Sequence[CellStatus]) -> Table:
     for cell in cells:
         facts, share = cell.facts, trained(cell)
         shown.add_row(
-            cell.run_id,
+            cell.title,
             Text(cell.state, style=STYLES.get(cell.state, "")),
             f"{facts['n_params']:,}" if "n_params" in facts else "?",
             f"{facts['n_tokens']:,}" if "n_tokens" in facts else "?",
@@ -224,7 +224,7 @@ def slot_of(cell: CellStatus) -> Slot:
     """Return what is shown of a cell that some process is at."""
     row = cell.latest
     return Slot(
-        run_id=cell.run_id,
+        title=cell.title,
         share=trained(cell),
         loss=row.get("train/loss"),
         tokens_per_second=row.get("train/tokens_per_second"),

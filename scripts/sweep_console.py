@@ -52,10 +52,10 @@ class AtWork:
         self.share = report["step"] / report["n_steps"]
         self.left_s = self.pace.left(self.share)
 
-    def slot(self, run_id: str) -> Slot:
+    def slot(self, title: str) -> Slot:
         """Return what is shown of it."""
         return Slot(
-            run_id=run_id,
+            title=title,
             share=self.share,
             loss=self.report.get("loss"),
             tokens_per_second=self.report.get("tokens_per_second"),
@@ -85,7 +85,6 @@ class SweepConsole(SweepWatcher):
         """Say how much there is to do, and read what is there already."""
         self.folders = {path.name: path for path in folders}
         self.opened_at, self.n_jobs, self.n_ended, self.n_failed = time.monotonic(), len(jobs), 0, 0
-        self.name_width = max((len(job.name) for job in jobs), default=0)
         n_passed = len(folders) - n_done - len(jobs)
         self.console.print(
             f"{len(folders)} cells: {n_done} done before, {len(jobs)} to train "
@@ -97,6 +96,8 @@ class SweepConsole(SweepWatcher):
             names = [path.name for path in folders if path.parent == parent]
             for cell in read_sweep(parent, None if adaptive else names) if parent.is_dir() else []:
                 self._know(parent / cell.run_id, cell)
+        titles = (self.cells[self.folders[job.name]].title for job in jobs)
+        self.title_width = max(map(len, titles), default=0)
         if self.begin is None:
             self.begin, self.flops_before = time.monotonic(), self._flops_done()
         if jobs and is_live(self.console):
@@ -116,7 +117,7 @@ class SweepConsole(SweepWatcher):
         for cell in [*to_do, *others]:
             what = "would train" if cell in to_do else cell.state
             size = f"N {cell.facts['n_params']:,}  D {cell.facts['n_tokens']:,}"
-            self.console.print(f"{what:<11} {cell.run_id}  {size}")
+            self.console.print(f"{what:<11} {cell.title}  {size}")
         flops = sum(map(flops_left, to_do))
         self.console.print(
             f"{len(to_do) + len(others)} cells: {len(to_do)} to train, {flops:.3g} FLOPs; "
@@ -125,7 +126,8 @@ class SweepConsole(SweepWatcher):
 
     def passed_by(self, job: Job, reason: str | None) -> None:
         """Print a line for a cell in quarantine."""
-        line = f"{job.name}  PASSED BY: {reason}; retry=failed tries it again"
+        title = self.cells[self.folders[job.name]].title
+        line = f"{title}  PASSED BY: {reason}; retry=failed tries it again"
         self.console.print(line, style="red")
 
     def waiting(self, n_cells: int) -> None:
@@ -161,23 +163,22 @@ class SweepConsole(SweepWatcher):
         if self.live is None and time.monotonic() - self.said_at >= PLAIN_EVERY_S:
             self.said_at = time.monotonic()
             for folder, work in self.at_work.items():
-                self.console.print(slot_line(work.slot(folder.name)))
+                self.console.print(slot_line(work.slot(self.cells[folder].title)))
 
     def ended(self, outcome: Outcome) -> None:
         """Print the cell's line."""
-        name = outcome.job.name
-        path = self.folders[name]
+        path = self.folders[outcome.job.name]
         self.at_work.pop(path, None)
         self.n_ended += 1
-        number = f"[{self.n_ended}/{self.n_jobs}]"
-        head = f"{number:>{2 * len(str(self.n_jobs)) + 3}} {name:<{self.name_width}}"
+        number = f"[{self.n_ended}/{self.n_jobs}]".rjust(2 * len(str(self.n_jobs)) + 3)
+        head = f"{number} {self.cells[path].title:<{self.title_width}}"
         if outcome.result is None:
             self.n_failed += 1
             stopped = outcome.exit_code == InterruptedRunError.exit_code
             self._change(path, state="stopped" if stopped else "failed", reason=outcome.error)
             self.console.print(f"{head}  FAILED: {outcome.error}", style="red")
             return
-        known = read_sweep(path.parent, [name])[0]
+        known = read_sweep(path.parent, [path.name])[0]
         self._know(path, known if known.facts else replace(known, facts=self.cells[path].facts))
         result, left = outcome.result, self._left()
         text = f"{head}  N {result['n_params']:>9,}  loss {result['val_loss']:.4f}"
@@ -238,7 +239,7 @@ class SweepConsole(SweepWatcher):
         begin = time.monotonic() if self.begin is None else self.begin
         return SweepView(
             cells=list(self.cells.values()),
-            slots=[work.slot(path.name) for path, work in list(self.at_work.items())],
+            slots=[work.slot(self.cells[p].title) for p, work in list(self.at_work.items())],
             share=self._share(),
             elapsed_s=time.monotonic() - begin,
             left_s=self._left(),

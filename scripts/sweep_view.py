@@ -31,7 +31,7 @@ N_FAILURES = 3
 class Slot:
     """What one worker is at."""
 
-    run_id: str
+    title: str
     share: float | None
     loss: float | None
     tokens_per_second: float | None
@@ -102,10 +102,10 @@ def slot_lines(slots: Sequence[Slot], width: int) -> list[Text]:
     """Return a table of what the workers are at; the name gives way where it is narrow."""
     if not slots:
         return []
-    room = max(8, min(max(len(slot.run_id) for slot in slots), width - 43))
+    room = max(8, min(max(len(slot.title) for slot in slots), width - 43))
     lines = [Text(_row("at work", room, {name: name for name in SLOT_COLUMNS}), style="bold")]
     for slot in slots:
-        name = slot.run_id if len(slot.run_id) <= room else slot.run_id[: room - 1] + "…"
+        name = slot.title if len(slot.title) <= room else slot.title[: room - 1] + "…"
         lines.append(Text(_row(name, room, slot_cells(slot))))
     return lines
 
@@ -131,7 +131,7 @@ def slot_line(slot: Slot) -> str:
     """Return what a worker is at as one line that says what each number is."""
     cells = slot_cells(slot)
     return (
-        f"at work {slot.run_id}  {cells['done']} done  loss {cells['loss']}  "
+        f"at work {slot.title}  {cells['done']} done  loss {cells['loss']}  "
         f"{cells['tok/s']} tok/s  MFU {cells['MFU']}  {cells['left']} left"
     )
 
@@ -194,7 +194,7 @@ def budget_lines(cells: Sequence[CellStatus]) -> list[str]:
 def failure_lines(cells: Sequence[CellStatus]) -> list[Text]:
     """Return the last failures with their reasons, and how many there are."""
     failed = [cell for cell in cells if cell.state in PASSED_BY]
-    lines = [Text(f"FAILED {cell.run_id}: {cell.reason}", style="red") for cell in failed]
+    lines = [Text(f"FAILED {cell.title}: {cell.reason}", style="red") for cell in failed]
     if len(lines) > N_FAILURES:
         more = Text(f"{len(lines) - N_FAILURES + 1} more have failed", style="red")
         return [*lines[: N_FAILURES - 1], more]

@@ -13,6 +13,7 @@ from llmtrain.spec.redact import redact
 Mode = Literal["auto", "online", "offline", "disabled"]
 HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 MAX_TAG = 64  # wandb refuses longer ones
+KEY_SIGN = "/"  # between levels: a dot is a level of its own to wandb, which finds no such key
 
 
 def settled_mode(asked: Mode) -> Mode:
@@ -48,20 +49,6 @@ def wandb_id(*parts: str) -> str:
 def tag_list(*tags: str) -> list[str]:
     """Return tags as wandb takes them: none empty, none twice, none too long."""
     return [tag[:MAX_TAG] for tag in dict.fromkeys(tags) if tag]
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping as one level, as in `model/d_model`.
-
-    wandb reads a dot in a key as a level of nesting of its own, and finds no such key.
-    """
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= flatten(item, f"{prefix}{key}/")
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat
 
 
 def redacted(message: Mapping[str, Any]) -> str:

@@ -21,6 +21,8 @@ class Cell:
 
     config: TrainConfig
     plan: RunPlan
+    varied: tuple[str, ...] = ()
+    """The overrides that tell its point of a product from the others, as in `optimizer=muon`."""
 
     @property
     def run_id(self) -> str:

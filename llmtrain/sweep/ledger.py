@@ -60,6 +60,11 @@ class CellStatus:
     latest: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Last row of training metrics of a cell that is not finished."""
 
+    @property
+    def title(self) -> str:
+        """Its run id and, in a product of overrides, what tells it from others of its shape."""
+        return "  ".join([self.run_id, *self.facts.get("varied", ())])
+
 
 def write_sweep(directory: Path, grids: Sequence[Grid]) -> None:
     """Write the sweep's plan before its first cell starts; cells of earlier plans stay listed."""
@@ -71,7 +76,8 @@ def write_sweep(directory: Path, grids: Sequence[Grid]) -> None:
     ]
     with _alone(directory):
         known = _planned(directory)
-        known |= {cell.run_id: facts(cell) for grid in grids for cell in grid.cells}
+        for cell in (cell for grid in grids for cell in grid.cells):
+            known[cell.run_id] = known.get(cell.run_id, {}) | facts(cell)
         totals = {
             key: sum(cell.get(key, 0.0) for cell in known.values())
             for key in ("flops", "flops_spent")
@@ -235,7 +241,8 @@ def flops_left(cell: CellStatus) -> float:
 
 def facts(cell: Cell) -> dict[str, Any]:
     """Return a cell's entry in the plan."""
-    return {
+    varied = {"varied": list(cell.varied)} if cell.varied else {}
+    return varied | {
         "d_model": cell.config.model.d_model,
         "n_layers": cell.config.model.n_layers,
         "budget": cell.config.budget.flops,

@@ -1,8 +1,8 @@
 """The Hydra sweeper `isoflop`: a sweep's grid, or any product of overrides, checked as a whole."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from llmtrain.corpus.manifest import read_manifest
 from llmtrain.corpus.prepare import known_tokens, prepare
 from llmtrain.spec.errors import ConfigError
+from llmtrain.spec.nested import flatten
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import run_directory
@@ -27,6 +28,8 @@ from llmtrain.sweep.ledger import cell_status, facts, reopen, write_sweep
 from llmtrain.sweep.process import Outcome
 from llmtrain.sweep.rounds import AdaptiveSweep
 from llmtrain.sweep.select import select, with_trunks
+
+IN_RUN_ID = ("seed", "budget.flops", "budget.n_tokens", "model.d_model", "model.n_layers")
 
 
 class IsoflopSweeper(Sweeper):
@@ -67,10 +70,13 @@ class IsoflopSweeper(Sweeper):
                 )
             return None
         refuse_twins([(base, sweep) for _, base, sweep, _ in points])
+        varied = varied_overrides([overrides for overrides, *_ in points])
         every: list[tuple[list[str], Cell]] = []
         plans: dict[Path, list[Grid]] = {}
         for overrides, base, sweep, launch in points:
             grid = plan_point(base, sweep, write=not launch.dry_run)
+            told = tuple(override for override in overrides if override in varied)
+            grid = replace(grid, cells=tuple(replace(cell, varied=told) for cell in grid.cells))
             name = base.name if sweep is None else sweep.name
             plans.setdefault(Path(base.runs_root) / name, []).append(grid)
             every += [([*overrides, *cell.overrides()], cell) for cell in grid.cells]
@@ -160,7 +166,7 @@ def refuse_twins(points: Sequence[tuple[TrainConfig, SweepConfig | None]]) -> No
         for cell in plan_point(base, sweep, write=False).cells:
             first = seen.setdefault(cell.run_id, cell.config)
             if first != cell.config:
-                one, other = (flat(dataclasses.asdict(config)) for config in (first, cell.config))
+                one, other = (flatten(asdict(c), ".") for c in (first, cell.config))
                 key = next(key for key in one if one[key] != other[key])
                 raise ConfigError(
                     f"{key}={one[key]} and {key}={other[key]} make one run, {cell.run_id}: {key} "
@@ -169,15 +175,11 @@ def refuse_twins(points: Sequence[tuple[TrainConfig, SweepConfig | None]]) -> No
                 )
 
 
-def flat(nested: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Return a nested mapping with dotted keys."""
-    found: dict[str, object] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
+def varied_overrides(points: Sequence[Sequence[str]]) -> set[str]:
+    """Return the overrides that some points of a product have, not all, and no run id tells."""
+    shared = set(points[0]).intersection(*points[1:])
+    every = {override for point in points for override in point}
+    return {o for o in every - shared if o.partition("=")[0].lstrip("+") not in IN_RUN_ID}
 
 
 def plan_point(base: TrainConfig, sweep: SweepConfig | None, *, write: bool = True) -> Grid:

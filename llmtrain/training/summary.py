@@ -4,12 +4,13 @@ import dataclasses
 import math
 from typing import Any
 
-from llmtrain.board.identity import flatten, tag_list
+from llmtrain.board.identity import KEY_SIGN, tag_list
 from llmtrain.corpus.shards import Corpus
 from llmtrain.spec.bill import BillConfig, bill_of, estimated_joules, joules_per_token
 from llmtrain.spec.branching import trunk_id
 from llmtrain.spec.build import config_hash
 from llmtrain.spec.code import code_id
+from llmtrain.spec.nested import flatten
 from llmtrain.spec.plan import RunPlan, run_id, run_identity
 from llmtrain.spec.record import SCHEMA, RunRecord
 from llmtrain.spec.schedule import is_annealed
@@ -170,7 +171,8 @@ def wandb_tags(config: TrainConfig) -> list[str]:
 def wandb_facts(config: TrainConfig, plan: RunPlan, corpus: Corpus) -> dict[str, Any]:
     """Return the configuration and the plan on one level, and what they belong to."""
     manifest = corpus.manifest
-    return flatten(dataclasses.asdict(config) | {"plan": dataclasses.asdict(plan)}) | {
+    nested = dataclasses.asdict(config) | {"plan": dataclasses.asdict(plan)}
+    return flatten(nested, KEY_SIGN) | {
         "run_id": run_id(config),
         "config_id": config_hash(run_identity(config)),
         "code_id": code_id(),
@@ -186,7 +188,7 @@ def wandb_summary(record: RunRecord, config: BillConfig) -> dict[str, Any]:
     N, D and C stand there under every convention; energy, carbon and money beside their source.
     """
     bill = bill_of(record, config)
-    return flatten(dataclasses.asdict(record)) | {
+    return flatten(dataclasses.asdict(record), KEY_SIGN) | {
         "bill/kwh": bill.kwh,
         "bill/co2e_kg": bill.co2e_kg,
         "bill/money": bill.money,

@@ -1,5 +1,6 @@
 """Hydra's own sweeps, adaptive sweeps and rate brackets, as a user types them."""
 
+import itertools
 import json
 import os
 import re
@@ -59,6 +60,26 @@ def test_a_product_of_runs_that_are_one_is_refused_before_any_file(
     assert message in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert set(tmp_path.iterdir()) == before
+
+
+def test_cells_that_differ_in_an_option_alone_are_told_apart_by_it(cli, tiny_overrides, tmp_path):
+    swept = ["optimizer=adamw,nadam", "model.d_model=8,16", "seed=0"]
+    for given in (["dry_run=true"], []):
+        done = cli("train.py", *tiny_overrides, "name=told", *swept, *given, "-m")
+        assert done.returncode == 0, done.stderr
+        for name, width in itertools.product(("adamw", "nadam"), (8, 16)):
+            told = re.findall(rf"C1e9-w{width}d1-s0-\w+  optimizer={name} +N ", done.stdout)
+            assert len(told) == 1, done.stdout
+    assert "  model.d_model=" not in done.stdout  # the run id says that
+    for given in (["optimizer=nadam"], []):  # later commands do not know of the product
+        again = cli("train.py", *tiny_overrides, "name=told", *given, "model.d_model=8,16", "-m")
+        assert again.returncode == 0, again.stderr
+    status = cli("status.py", "runs=runs/told")
+    found = re.findall(r"^done (\S+)  optimizer=(\w+)  loss", status.stdout, re.MULTILINE)
+    assert sorted(name for _, name in found) == ["adamw", "adamw", "nadam", "nadam"]
+    for run, name in found:
+        config = json.loads((tmp_path / "runs/told" / run / "config.json").read_text())["config"]
+        assert config["optimizer"]["name"] == name
 
 
 def test_a_run_that_a_product_names_twice_is_trained_once(cli, tiny_overrides, tmp_path):

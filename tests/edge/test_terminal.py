@@ -146,7 +146,7 @@ def test_a_dumb_terminal_gets_plain_lines_and_no_colour_none(tiny_overrides, tmp
     if kind == "dumb":
         assert "\x1b" not in raw
         assert "FAILED: step" in raw
-        assert re.search(r"\[\d/2\] C1e9\S+ +N +\S+  loss \d", raw)
+        assert re.search(r"\[\d/2\] C1e9\S+  recipe.lr_multiplier=1 +N +\S+  loss \d", raw)
 
 
 def test_one_run_has_one_line_and_its_result(tiny_overrides, tmp_path, root):

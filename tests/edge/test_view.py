@@ -51,7 +51,7 @@ def sweep(**changes):
     cells = [cell(1e9, n, 3.0 + (i - 1) ** 2 / 10) for i, n in enumerate((1000, 2000, 4000))]
     cells += [cell(1e10, 2000, 2.5), cell(1e10, 4000, state="running"), cell(1e10, 8000)]
     slot = Slot(
-        run_id=cells[4].run_id,
+        title=cells[4].title,
         share=0.421,
         loss=2.61234,
         tokens_per_second=61234.0,
