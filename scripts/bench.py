@@ -52,8 +52,8 @@ from typing import Any
 
 from benches import Bench
 from edge import key_values, run_edge
-from rich.console import Console
 from rich.table import Table
+from screen import ScriptConsole
 
 from llmtrain import __version__
 from llmtrain.spec.code import code_id
@@ -130,7 +130,7 @@ def main(overrides: list[str]) -> None:
     for name, value in seconds.items():
         values = [run[name] for run in found]
         shown.add_row(name, f"{value:.4g}", f"{min(values):.4g} to {max(values):.4g}")
-    Console(highlight=False).print(shown)
+    ScriptConsole(highlight=False).print(shown)
     for name, fact in facts.items():
         print(f"{name}: {fact:.3g}")
     print(", ".join(f"{name} {value}" for name, value in before.items()))

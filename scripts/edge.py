@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -48,10 +49,14 @@ def compose(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
 def run_edge(main: Callable[[list[str]], int | None]) -> None:
     """Run a script's main on its arguments and leave with the exit code of the design."""
     arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
-        print((sys.modules["__main__"].__doc__ or "").strip())
-        sys.exit(0)
-    sys.exit(guarded(lambda: main(arguments)))
+
+    def answer() -> int | None:
+        if {"-h", "--help"} & set(arguments):
+            print((sys.modules["__main__"].__doc__ or "").strip())
+            return 0
+        return main(arguments)
+
+    sys.exit(guarded(answer))
 
 
 def guarded(action: Callable[[], int | None]) -> int:
@@ -70,9 +75,6 @@ def guarded(action: Callable[[], int | None]) -> int:
     except KeyboardInterrupt as error:
         _complain(f"{program}: stopped by {str(error) or 'SIGINT'}; run the same command to go on")
         return 75
-    except BrokenPipeError:  # `| head` has read enough
-        _drop_output()
-        return CLOSED_PIPE
     except Exception as error:
         if _raised_by_hydra(error):  # some malformed overrides reach Python's own errors in there
             given = short(" ".join(sys.argv[1:]), 200)
@@ -80,6 +82,9 @@ def guarded(action: Callable[[], int | None]) -> int:
                 f"{program}: {explain(error)}; expected overrides as configs/ has them: {given}"
             )
             return ConfigError.exit_code
+        if isinstance(error, BrokenPipeError) and _nobody_reads():  # `| head` has read enough
+            _drop_output()
+            return CLOSED_PIPE
         if isinstance(error, OSError) and (told := disk_error(error)) is not None:
             _drop_output()
             _complain(f"{program}: {told}")
@@ -91,6 +96,15 @@ def guarded(action: Callable[[], int | None]) -> int:
 def _raised_by_hydra(error: BaseException) -> bool:
     innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     return bool({"hydra", "omegaconf"} & set(innermost.parts))
+
+
+def _nobody_reads() -> bool:
+    """Return whether stdout is a pipe whose other end is closed."""
+    with contextlib.suppress(OSError, ValueError):
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    return False
 
 
 def _drop_output() -> None:

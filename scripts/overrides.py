@@ -95,7 +95,7 @@ def _each_once(given: Sequence[tuple[str, str]]) -> None:
 def _matched(override: str) -> re.Match[str]:
     """Return an override's sign, key and value. Raises ConfigError."""
     if override in ("-m", "--multirun"):
-        raise ConfigError(f"{override} is for scripts/train.py; leave it out, one call is one plan")
+        raise ConfigError(f"{override} is for scripts/train.py; leave it out")
     match = OVERRIDE.fullmatch(override)
     if match is None or (match["value"] is None) != (match["sign"] == "~"):
         raise ConfigError(f"{short(override)!r} is no override; write name=value, as in seed=1")

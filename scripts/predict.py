@@ -15,6 +15,7 @@ import key_help
 from edge import compose, run_edge
 from rich.console import Console
 from rich.table import Table
+from screen import ScriptConsole
 
 from llmtrain.scaling.any_law import find_law
 from llmtrain.scaling.config import PredictConfig
@@ -113,7 +114,7 @@ def main(overrides: list[str]) -> None:
     if config.table is not None and len(overrides) > 1:
         others = ", ".join(o for o in overrides if not o.startswith("table="))
         raise ConfigError(f"table={config.table} has its own laws and budgets; leave out {others}")
-    console = Console(highlight=False, soft_wrap=True)
+    console = ScriptConsole(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 200  # a file or a pipe has no width; nothing may be cut
     if config.table == "models":

@@ -23,6 +23,7 @@ from edge import compose, run_edge
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from screen import ScriptConsole
 
 from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import Manifest, open_corpus
@@ -107,7 +108,7 @@ def print_summary(manifest: Manifest, directory: Path, seconds: float) -> None:
         ("tokens", "n_tokens"),
     ):
         table.add_row(label, *(f"{getattr(split, field):,}" for split in splits.values()))
-    Console().print(table)
+    ScriptConsole().print(table)
     left_out = [f"{manifest.source[reason]} {reason}" for reason in LEFT_OUT]
     print(f"left out   {', '.join(left_out).replace('_', ' ')}")
     print(f"data_id    {manifest.data_id}")

@@ -10,9 +10,17 @@ PLAIN_SIGNS = str.maketrans("•◆│└─━╸…–—×±αβ", "o*|+-=>.-
 PIPE_WIDTH = 180  # a file or a pipe has no width; nothing may be cut
 
 
-def open_console() -> Console:
+class ScriptConsole(Console):
+    """rich's, which leaves the end of a script to edge.guarded."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise what rich has caught: nobody reads the output any more."""
+        raise BrokenPipeError
+
+
+def open_console() -> ScriptConsole:
     """Return the console of a script: wide where there is no terminal, without markup."""
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = ScriptConsole(highlight=False, soft_wrap=True, markup=False)
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     return console

@@ -127,7 +127,8 @@ def analyze_group(
     try:
         off_budget = [] if config.budgets else check_budgets(finals, config.budget_tolerance)
     except FitRefusedError as error:
-        return _refused(group, finals, cost, target, reason=str(error))
+        refused = _refused(group, finals, cost, target, reason=str(error))
+        return replace(refused, findings=(*repeated, *refused.findings))
     finals, budgets_from = assign_budgets(finals, config.budgets, config.budget_tolerance)
     found = estimate_all(config, rows, finals, cost, training)
     curves = read_curves(finals.params, finals.tokens, finals.loss, finals.budget)

@@ -72,8 +72,14 @@ class GroupAnalysis:
 
     @property
     def approaches(self) -> tuple[Estimate, ...]:
-        """Approaches 1, 2 and 3 themselves, without their variants."""
-        return tuple(map(self.estimate, ("approach1_hull", "approach2", "approach3")))
+        """Approaches 1, 2 (without outliers, where there are any) and 3, without their variants."""
+        names = ("approach1_hull", self.isoflop_name, "approach3")
+        return tuple(map(self.estimate, names))
+
+    @property
+    def isoflop_name(self) -> str:
+        """Which row is Approach 2's."""
+        return "approach2_robust" if self.has("approach2_robust") else "approach2"
 
     def has(self, name: str) -> bool:
         """Return whether a method was tried."""
@@ -129,8 +135,8 @@ class GroupAnalysis:
         those are refused.
         """
         has_outliers = self.has("approach2_robust")
-        name = "approach2_robust" if has_outliers else "approach2"
-        isoflop, surface, hull = self.estimate(name), self.surface, self.estimate("approach1_hull")
+        isoflop, surface = self.estimate(self.isoflop_name), self.surface
+        hull = self.estimate("approach1_hull")
         if surface is not None and self.grid_misleads:
             if has_outliers or self.estimate("approach2_corrected").status == "refused":
                 return surface

@@ -13,7 +13,7 @@ from llmtrain.spec.build import build
 from llmtrain.spec.graphs import Graph, graphs
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.settings import TrainConfig
-from llmtrain.sweep.process import DIED, Job, Outcome, Report, Slot, Work, Worker
+from llmtrain.sweep.process import DIED, LAST_WORDS, Job, Outcome, Report, Slot, Work, Worker
 
 NICE = 10  # a cell that trains comes first where cores are short
 
@@ -103,7 +103,7 @@ class Ahead:
         if not isinstance(found, Outcome) or found.error is None:
             return
         self._tell(f"compiling ahead for {found.job.name} failed: {found.error}")
-        if found.way == DIED:
+        if found.way in (DIED, LAST_WORDS):
             self._end(worker)
 
     def _needs(self, job: Job) -> frozenset[Hashable]:

@@ -187,9 +187,15 @@ def take(work: Work, payload: dict[str, Any], report: Report) -> dict[str, Any]:
     # Until the training loop has its own handlers.
     with handled(SCHEDULER_SIGNALS, _stop_before_training):
         result = work(payload, counted)
-    if not signs_of_life:  # the record was there by the time the lock was ours
+    if not (signs_of_life or _has_failed(result)):  # the record was there when the lock was ours
         raise TakenError(f"{directory} was finished by another process")
     return result
+
+
+def _has_failed(result: dict[str, Any]) -> bool:
+    """Return whether a cell of a stack failed, other than by another process's lock."""
+    codes = [end.get("exit_code", 0) for end in result.get("cells", {}).values()]
+    return any(code not in (0, RunLockedError.exit_code) for code in codes)
 
 
 class _Recorder(SweepWatcher):

@@ -11,7 +11,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from llmtrain.spec.errors import InterruptedRunError, LlmtrainError
+from llmtrain.spec.errors import InterruptedRunError
 from llmtrain.spec.signals import STOP_SIGNALS, handled, interrupt
 from llmtrain.sweep.ahead import Ahead, Compiler
 from llmtrain.sweep.process import GRACE_S, Job, Outcome, Slot, Work, Worker
@@ -86,8 +86,8 @@ class Pool:
         queue = sorted(jobs, key=lambda job: (job.after is not None, -job.cost))
         outcomes: dict[str, Outcome] = {}
         try:
-            self._keep(len(jobs))
             _hand_out(queue, self.workers, watcher)
+            self._keep(len(jobs))
             for slot in self.slots[len(self.workers) : len(jobs)]:
                 self.workers.append(Worker(slot, self.work, self.scratch))
                 _hand_out(queue, self.workers, watcher)
@@ -113,7 +113,7 @@ class Pool:
             raise InterruptedRunError(
                 f"stopped with {done} of {len(jobs)} cells done; run the same command to go on"
             ) from None
-        except LlmtrainError:  # the watcher's: what ended one job would end all
+        except BaseException:  # the watcher's: what ended one job would end all
             self.ahead.close()
             _stop(self.workers)
             raise

@@ -34,7 +34,7 @@ PR_SET_PDEATHSIG = 1
 # tiny models 9 to 15 % faster (docs/experiments.md). Read once, when a process starts.
 WORKER_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 LAST = -1_000  # of what a process does when it ends
-LAST_WORDS = DeviceLostError.__name__  # the way of failing after which a worker leaves by itself
+LAST_WORDS = DeviceLostError.__name__  # the way of failing after which a worker is of no use
 DIED = "died"
 """The way of failing of every job that took its worker with it."""
 
@@ -128,6 +128,7 @@ class Worker:
             self.pipe.close()
             self._start()
         self.job = job
+        self.beats.value = 0  # a new shape is compiled before its first sign of life
         self.silence = Silence(self.beats.value)
         with contextlib.suppress(BrokenPipeError):
             self.pipe.send(job.payload)
@@ -143,6 +144,7 @@ class Worker:
             return dict(value)
         job, self.job = self.job, None
         if way == LAST_WORDS:
+            self.process.kill()  # by itself it might wait for the GPU for ever
             self._end_process()
         if kind == "done":
             return Outcome(job=job, result=value)
@@ -169,6 +171,8 @@ class Worker:
     def close(self) -> None:
         """End the process: an idle one leaves when its pipe ends, any other is killed."""
         self.pipe.close()
+        if self.process.pid is None:  # a signal came before it was started
+            return
         self.process.join(timeout=GRACE_S)
         if self.process.is_alive():
             self.process.kill()
@@ -192,9 +196,8 @@ class Worker:
         return Outcome(job=job, error=error, exit_code=exit_code, way=DIED, stack=stack)
 
     def _end_process(self) -> None:
-        """Wait for the end of a process that leaves, and start another one if that is wanted."""
-        self.process.join()
-        self.pipe.close()
+        """Have done with a process that is dead, and start another one if that is wanted."""
+        self.close()
         if self.is_replaced:
             self._start()
 
@@ -241,8 +244,6 @@ def _serve(pipe: Connection, work: Work, slot: Slot, beats: Any, stack_file: str
             answer = _told(error)
         with contextlib.suppress(BrokenPipeError):
             pipe.send(answer)
-        if answer[2] == LAST_WORDS:
-            return _leave()
 
 
 def _leave() -> None:

@@ -69,7 +69,8 @@ class IsoflopSweeper(Sweeper):
                     f"{len(failures)} cells failed, the others are done; first: {name}: {reason}"
                 )
             return None
-        refuse_twins([(base, sweep) for _, base, sweep, _ in points])
+        if isinstance(self.runner, CellLauncher):  # another one trains every point
+            refuse_twins([(base, sweep) for _, base, sweep, _ in points])
         varied = varied_overrides([overrides for overrides, *_ in points])
         every: list[tuple[list[str], Cell]] = []
         plans: dict[Path, list[Grid]] = {}
@@ -176,10 +177,15 @@ def refuse_twins(points: Sequence[tuple[TrainConfig, SweepConfig | None]]) -> No
 
 
 def varied_overrides(points: Sequence[Sequence[str]]) -> set[str]:
-    """Return the overrides that some points of a product have, not all, and no run id tells."""
+    """Return the settings of a run that some points of a product have, and no run id tells."""
     shared = set(points[0]).intersection(*points[1:])
     every = {override for point in points for override in point}
-    return {o for o in every - shared if o.partition("=")[0].lstrip("+") not in IN_RUN_ID}
+    keys = {override: override.partition("=")[0].lstrip("+") for override in every - shared}
+    return {
+        override
+        for override, key in keys.items()
+        if key not in IN_RUN_ID and key.partition(".")[0] != "sweep"
+    }
 
 
 def plan_point(base: TrainConfig, sweep: SweepConfig | None, *, write: bool = True) -> Grid:

@@ -28,14 +28,15 @@ def train_group(
     *,
     on_progress: GroupHook = lambda _name, _progress: None,
     on_step: StepHook = lambda: None,
+    ends: Ends | None = None,
 ) -> Ends:
     """Train runs that differ in seed and rate alone as one; return how each of them ended.
 
     Those that were done before are left out. One that fails, has failed before or is held elsewhere
     leaves the others to go on; one that had been stopped earlier than the others first catches up
-    by itself.
+    by itself. `ends` is filled as runs end, and tells of them where an error ends all others.
     """
-    ends: Ends = {}
+    ends = {} if ends is None else ends
     runs: list[Run] = []
     with contextlib.ExitStack() as held:
         for config in configs:
@@ -49,17 +50,17 @@ def train_group(
             else:
                 if isinstance(found, Run):
                     runs.append(found)
-        return ends | _Group(runs, on_step).finish()
+        _Group(runs, on_step, ends).finish()
+    return ends
 
 
 class _Group:
     """Runs that are still to be finished, and how the others ended."""
 
-    def __init__(self, runs: list[Run], on_step: StepHook) -> None:
-        self.runs, self.on_step = runs, on_step
-        self.ends: Ends = {}
+    def __init__(self, runs: list[Run], on_step: StepHook, ends: Ends) -> None:
+        self.runs, self.on_step, self.ends = runs, on_step, ends
 
-    def finish(self) -> Ends:
+    def finish(self) -> None:
         """Train, evaluate and record all runs."""
         try:
             with runtime.stop_on_signals() as stop:
@@ -71,7 +72,6 @@ class _Group:
             for run in self.runs:
                 run.leave(error)
             raise
-        return self.ends
 
     def _each(self, action: Callable[[Run], None]) -> None:
         """Do something with every run; one that it fails for leaves the group."""

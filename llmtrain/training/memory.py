@@ -65,16 +65,18 @@ def train_group_in_memory(
     on_step: StepHook,
 ) -> Ends:
     """Train runs as one as `train_group` does; where memory runs out, one after another."""
+    ends: Ends = {}
     try:
-        return train_group(configs, corpus, on_progress=on_progress, on_step=on_step)
+        return train_group(configs, corpus, on_progress=on_progress, on_step=on_step, ends=ends)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
     free_memory()
     warn(f"out of memory with {len(configs)} runs as one; again, one after another")
-    ends: Ends = {}
     for config in configs:
         name = run_id(config)
+        if name in ends:
+            continue  # it ended before the memory did
         tell = functools.partial(on_progress, name)
         try:
             ends[name] = train_in_memory(

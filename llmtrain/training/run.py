@@ -38,6 +38,9 @@ from llmtrain.training.tracking import MetricsFile, NoMetricsFile, open_mirror
 from llmtrain.training.trunk import keep_state, starting_state
 from llmtrain.training.warm import warm_up
 
+STOPPED = (InterruptedRunError, KeyboardInterrupt, DiskError, BrokenPipeError)
+"""Errors that say nothing against the run: the same command goes on."""
+
 
 class Run:
     """A run that is under way; its directory is this process's own."""
@@ -231,7 +234,7 @@ class Run:
             self.saver.wait()
         with contextlib.suppress(DiskError):
             self.metrics.close()
-        again = isinstance(error, InterruptedRunError | KeyboardInterrupt | DiskError)
+        again = isinstance(error, STOPPED)
         again |= runtime.is_out_of_memory(error)
         reason = str(error) or type(error).__name__
         if self.team.leads:  # not `lead`: the others may be gone

@@ -21,6 +21,15 @@ _spec.loader.exec_module(_scaling)
 planted_sweep, analyze_config = _scaling.planted_sweep, _scaling.analyze_config
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _patience() -> Iterator[None]:
+    """A crowded machine's first start of wandb takes longer than a run would wait for it."""
+    with pytest.MonkeyPatch.context() as limits:
+        for name in ("TIMEOUT_S", "LOCAL_S", "FINISH_S"):
+            limits.setattr(mirror, name, 120)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Neither a key nor a login of the machine's owner reaches a test."""

@@ -104,6 +104,7 @@ def test_a_picture_is_whole_or_as_it_was(tmp_path, refused, capfd):
 )
 def test_what_is_printed_to_a_full_disk_is_one_line_and_code_1(root, tmp_path, arguments):
     (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/sweep.json").write_text('{"cells": {}}')
     script, *rest = arguments
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(

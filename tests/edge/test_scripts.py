@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import edge
 import pytest
 
 SWEEP = [
@@ -244,11 +245,20 @@ def test_help_says_what_to_type(cli):
         assert f"python scripts/{script}" in done.stdout
 
 
-def test_output_that_nobody_reads_ends_without_a_word(root, tmp_path):
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["plan.py", "format=json"],
+        ["predict.py", "table=laws"],
+        ["predict.py", "flops=1e21"],
+        ["status.py", "--help"],
+    ],
+)
+def test_output_that_nobody_reads_ends_without_a_word(root, tmp_path, command):
     ours, theirs = os.pipe()
     os.close(ours)  # as `| head` leaves it
     done = subprocess.run(
-        [sys.executable, str(root / "scripts/plan.py"), "format=json"],
+        [sys.executable, str(root / "scripts" / command[0]), *command[1:]],
         check=False,
         cwd=tmp_path,
         stdout=theirs,
@@ -257,3 +267,11 @@ def test_output_that_nobody_reads_ends_without_a_word(root, tmp_path):
     )
     os.close(theirs)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_another_broken_pipe_is_an_error_like_any_other(capfd):
+    def fail():
+        raise BrokenPipeError("a child died")
+
+    assert edge.guarded(fail) == 1
+    assert "BrokenPipeError: a child died" in capfd.readouterr().err

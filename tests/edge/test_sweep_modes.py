@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from llmtrain.sweep.sweeper import varied_overrides
+
 FAMILY = [
     "sweep=isoflop",
     "sweep.name=mini",
@@ -60,6 +62,14 @@ def test_a_product_of_runs_that_are_one_is_refused_before_any_file(
     assert message in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert set(tmp_path.iterdir()) == before
+
+
+def test_what_a_run_id_tells_and_what_no_run_has_is_not_repeated():
+    points = [
+        ["optimizer=adamw", "seed=0", "sweep.budgets=[1e9]", "sweep=isoflop", "name=x"],
+        ["optimizer=muon", "seed=1", "sweep.budgets=[2e9]", "sweep=demo", "name=x"],
+    ]
+    assert varied_overrides(points) == {"optimizer=adamw", "optimizer=muon"}
 
 
 def test_cells_that_differ_in_an_option_alone_are_told_apart_by_it(cli, tiny_overrides, tmp_path):

@@ -1,6 +1,7 @@
 """Which estimate the verdict is about, where the grid itself misleads Approach 2."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,16 @@ def test_two_seeds_of_a_sweep_are_one_family_under_the_verdict(
     assert aim.params == pytest.approx(float(two.cost.n_opt(law, aim.flops)), rel=0.1)
     assert aim.params_interval is not None
     assert aim.params_interval.low < aim.params < aim.params_interval.high
+
+
+def test_no_law_gives_the_reason_of_the_row_without_outliers(drifting: Drifting) -> None:
+    group = drifting(4.0, 2e-4, diverged=True)
+    assert group.estimate("approach2").status == "accepted"
+    refused = tuple(
+        e if e.name == "approach2" else replace(e, status="refused", reason=f"{e.name} cannot")
+        for e in group.estimates
+    )
+    lines = verdict(replace(group, estimates=refused))
+    assert lines[0] == "No law: Approaches 1, 2 and 3 all refuse these runs."
+    told = [line.partition(": ")[2] for line in lines[1:]]
+    assert told == ["approach1_hull cannot", "approach2_robust cannot", "approach3 cannot"]

@@ -90,6 +90,16 @@ def test_two_drains_train_no_cell_twice_and_a_failing_cell_stops_none(cell, star
     assert finish(start(path))[1].count("FAILED") == 1
 
 
+def test_a_stack_whose_cells_all_fail_before_the_first_step_says_why(cell):
+    configs = [cell(seed, **{"runtime.stack": 2}) for seed in range(2)]
+    for config in configs:
+        run_directory(config).mkdir(parents=True)
+        write_json(run_directory(config) / "config.json", {"data_id": "of other data"})
+    payload = {"stack": [dataclasses.asdict(config) for config in configs]}
+    ends = take(worker.work, payload, lambda _: None)["cells"]
+    assert [ends[run_id(config)]["way"] for config in configs] == ["MismatchError"] * 2
+
+
 def test_a_cell_that_fails_while_another_process_waits_for_its_lock_is_not_tried_there(
     cell, monkeypatch
 ):

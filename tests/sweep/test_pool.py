@@ -47,6 +47,12 @@ def work(payload, report):
                 report({})
         case "lock":  # as tqdm does, which torch's compiler uses
             LOCKS.append(multiprocessing.RLock())
+        case "late":
+            time.sleep(3.0)
+        case "save":
+            signal.signal(signal.SIGTERM, lambda *_: Path(payload["path"]).touch() or os._exit(0))
+            report({"share": 0.5})
+            time.sleep(60.0)
         case "wait":
             report({"share": 0.5})
             time.sleep(payload["seconds"])
@@ -209,3 +215,20 @@ def test_what_a_job_leaves_open_is_closed_without_a_word():
         command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_job_has_time_for_its_first_sign_of_life_in_a_warm_worker_too():
+    with open_pool(work, SLOTS[:1], hang_s=1.0) as pool:
+        first, late = pool.run([job("first", cost=2.0), job("late", do="late")], Watcher())
+    assert (first.error, late.error) == (None, None)
+    assert late.result["calls"] == 2
+
+
+def test_workers_save_when_the_watcher_fails(tmp_path):
+    class Broken(Watcher):
+        def reported(self, job, progress):
+            raise BrokenPipeError
+
+    with open_pool(work, SLOTS[:1]) as pool, pytest.raises(BrokenPipeError):
+        pool.run([job("one", do="save", path=str(tmp_path / "saved"))], Broken())
+    assert (tmp_path / "saved").is_file()

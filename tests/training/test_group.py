@@ -143,6 +143,27 @@ def test_one_that_failed_before_is_left_alone(cells, corpus, alone):
     assert_same(together[2], alone[2])
 
 
+def test_one_that_diverged_before_memory_ran_out_keeps_its_reason(
+    cells, corpus, alone, monkeypatch
+):
+    class FullWithTwo(group.Stack):
+        def train_step(self):
+            if len(self.sessions) == 2:
+                raise MemoryError
+            super().train_step()
+
+    monkeypatch.setattr(group, "Stack", FullWithTwo)
+    monkeypatch.setattr(memory, "warn", lambda _: None)
+    sick = {"seed": 7, "recipe.lr_multiplier": 1e30}
+    together = cells("together", runs=[RUNS[0], sick, RUNS[2]])
+    ends = train_group_in_memory(
+        together, corpus, on_progress=lambda *_: None, on_step=lambda: None
+    )
+    assert isinstance(ends[run_id(together[1])], DivergedError)
+    assert_same(together[0], alone[0])
+    assert_same(together[2], alone[2])
+
+
 def test_a_group_that_does_not_fit_is_trained_one_by_one(cells, corpus, alone, monkeypatch):
     class Full(group.Stack):
         def train_step(self):
