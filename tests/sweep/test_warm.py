@@ -61,7 +61,7 @@ def test_a_worker_that_dies_between_rounds_fails_no_job():
     with open_pool(work, SLOTS) as pool:
         dead, other = pids(pool.run(jobs(2), Watcher()))
         os.kill(dead, signal.SIGKILL)
-        wait_for(lambda: is_gone(dead))
+        next(worker for worker in pool.workers if worker.process.pid == dead).process.join()
         second = pids(pool.run(jobs(2), Watcher()))
         assert len(second) == 2
         assert other in second
