@@ -145,7 +145,8 @@ def test_an_adaptive_sweep_writes_its_rounds_and_the_same_command_trains_nothing
     assert len(saved["rounds"]) > 1
     locks = [path.read_text() for path in folder.glob("*/lock")]
     workers = {re.search(r"process (\d+)", lock)[1] for lock in locks}
-    assert len(workers) <= len(os.sched_getaffinity(0))  # warm from round to round
+    # Warm from round to round; the first one, of eight cells, is the largest.
+    assert len(workers) <= min(8, len(os.sched_getaffinity(0)))
     again = cli("train.py", *arguments)
     assert again.returncode == 0, again.stderr
     assert "to train" not in again.stdout

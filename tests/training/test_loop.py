@@ -166,6 +166,15 @@ def test_divergence_is_final_and_named(run, directory):
     assert read_record(directory(wild)) is None
 
 
+def test_output_that_nobody_reads_says_nothing_against_the_run(run, directory):
+    def closed(_progress):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run(on_progress=closed)
+    assert read_state(directory())[0] == "stopped"
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_named(run, directory, capfd):
     changes = {"checkpoint.every_steps": 2, "tracking.points": 1000, "checkpoint.keep": 9}
     with pytest.raises(InterruptedRunError):
