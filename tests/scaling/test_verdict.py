@@ -11,6 +11,7 @@ from llmtrain.scaling.analysis import analyze
 from llmtrain.scaling.config import AnalyzeConfig
 from llmtrain.scaling.law import LossLaw
 from llmtrain.scaling.load import load_runs
+from llmtrain.scaling.plot.curves import optimum
 from llmtrain.scaling.results import GroupAnalysis
 from llmtrain.scaling.verdict import target, verdict
 
@@ -113,3 +114,16 @@ def test_no_law_gives_the_reason_of_the_row_without_outliers(drifting: Drifting)
     assert lines[0] == "No law: Approaches 1, 2 and 3 all refuse these runs."
     told = [line.partition(": ")[2] for line in lines[1:]]
     assert told == ["approach1_hull cannot", "approach2_robust cannot", "approach3 cannot"]
+
+
+def test_the_solid_line_of_the_figure_is_the_verdict(drifting: Drifting) -> None:
+    group = drifting(4.0, 2e-4)
+    assert group.main is group.estimate("approach2_corrected")
+    figure = optimum(group)
+    assert figure is not None
+    for axis, exponent in zip(figure.axes, (group.main.a, group.main.b), strict=True):
+        laws = [line for line in axis.lines if str(line.get_label()).endswith(")")]
+        (solid,) = [line for line in laws if line.get_linestyle() == "-"]
+        slope = np.polyfit(np.log(solid.get_xdata()), np.log(solid.get_ydata()), 1)[0]
+        assert slope == pytest.approx(exponent, rel=1e-6)
+        assert str(solid.get_label()).startswith(CORRECTED)

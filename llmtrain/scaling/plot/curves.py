@@ -13,6 +13,7 @@ from llmtrain.scaling.isoflop import Curve, IsoflopFit
 from llmtrain.scaling.law import Array
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.plot.style import (
+    BLACK,
     GREY,
     METHOD_COLOURS,
     budget_colours,
@@ -92,8 +93,10 @@ def _crop(axes: list[Axes], group: GroupAnalysis) -> None:
 
 
 def optimum(group: GroupAnalysis) -> Figure | None:
-    """Draw N_opt and D_opt against C with 90 % bands, by every accepted method."""
-    shown = [e for e in group.estimates if e.status == "accepted" and e.name in METHOD_COLOURS]
+    """Draw N_opt and D_opt against C with 90 % bands, by the verdict and each accepted method."""
+    main = group.main
+    named = [e for e in group.estimates if e.name in METHOD_COLOURS or e is main]
+    shown = [e for e in named if e.status == "accepted"]
     if not shown:
         return None
     figure, axes = new_figure(2, 3.7)
@@ -101,7 +104,7 @@ def optimum(group: GroupAnalysis) -> Figure | None:
     C = np.geomspace(low, group.target_flops, 60)
     for axis, which in zip(axes, ("params", "tokens"), strict=True):
         for estimate in shown:
-            _draw_law(axis, group, estimate, which, C)
+            _draw_law(axis, group, estimate, which, C, is_main=estimate is main)
         _draw_minima(axis, group, which)
         axis.axvline(group.runs.flops.max(), color=GREY, lw=0.8, ls=":")
         log_axis(axis.xaxis, "training FLOPs C", counts=False)
@@ -131,14 +134,16 @@ def _draw_minima(axis: Axes, group: GroupAnalysis, which: str) -> None:
     axis.plot(x, y, "*", ms=9, color=METHOD_COLOURS["approach2"], mec="black", mew=0.6, zorder=5)
 
 
-def _draw_law(axis: Axes, group: GroupAnalysis, estimate: Estimate, which: str, C: Array) -> None:
-    colour = METHOD_COLOURS[estimate.name]
+def _draw_law(
+    axis: Axes, group: GroupAnalysis, estimate: Estimate, which: str, C: Array, *, is_main: bool
+) -> None:
+    colour = METHOD_COLOURS.get(estimate.name, BLACK)  # of Approach 2's rows, only the verdict's
     line, draws = _line_and_draws(group, estimate, which, C)
     axis.plot(
         C,
         line,
         color=colour,
-        ls="-" if estimate.name == "approach2" else "--",
+        ls="-" if is_main else "--",
         label=f"{estimate.title} (a = {estimate.a:.3f}, b = {estimate.b:.3f})",
     )
     if len(draws) >= 20:

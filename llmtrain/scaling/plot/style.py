@@ -14,8 +14,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from llmtrain.spec.disk import write_whole
 
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 """Okabe and Ito's palette."""
+BLACK, GREY = "#000000", "#666666"
 METHOD_COLOURS = {
     "approach1_hull": GREEN,
     "approach2": BLUE,
