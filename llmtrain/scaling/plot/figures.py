@@ -21,8 +21,8 @@ DRAWN = (
     (
         "optimum",
         "Optimal model size and training tokens against compute, with 90 % bands. The solid line "
-        "is the verdict's; stars are the minima of the IsoFLOP curves. Right of the dotted line all "
-        "is extrapolation.",
+        "is the verdict's; stars are the minima of the IsoFLOP curves. Right of the dotted line "
+        "all is extrapolation.",
         curves.optimum,
     ),
     (
