@@ -47,7 +47,7 @@ class Courier:
     def __init__(self) -> None:
         self.run: Any = None
         self.note = ""
-        self.timeout_s, self.folder = 0, Path()
+        self.timeout_s, self.folder, self.offline = 0, Path(), False
         self.first_step = 0
 
     def open(self, message: Message) -> dict[str, Any]:
@@ -66,6 +66,7 @@ class Courier:
         for name, options in message["metrics"].items():
             self.run.define_metric(name, **options)
         self.timeout_s, self.folder = message["timeout_s"], Path(self.run.dir).parent
+        self.offline = message["mode"] == "offline"
         self._drop_older(self.folder, message["init"]["id"])
         return {"url": self.run.url or "", "folder": str(self.folder)}
 
@@ -103,15 +104,23 @@ class Courier:
                 self.note = f"no artifact: {one_line(error)}"
 
     def finish(self, message: Message) -> dict[str, Any]:
-        """Write the summary and wait until wandb has everything."""
-        run, self.run = self.run, None
-        run.summary.update(message["summary"])
+        """Write the summary and close the run."""
+        self.run.summary.update(message["summary"])
         begin = time.monotonic()
-        run.finish(exit_code=message["exit_code"])
-        if time.monotonic() - begin > self.timeout_s - 1 and not run.settings._offline:
+        self.close(message["exit_code"])
+        if time.monotonic() - begin > self.timeout_s - 1 and not self.offline:
             self.note = f"not all was sent in {self.timeout_s} s; `wandb sync {self.folder}` does"
         note, self.note = self.note, ""
         return {"note": note}
+
+    def close(self, exit_code: int) -> None:
+        """Wait until wandb has everything: its server or, offline, the file."""
+        import wandb  # noqa: PLC0415
+
+        run, self.run = self.run, None
+        run.finish(exit_code=exit_code)
+        if self.offline:  # finish() does not wait for the process that writes the file
+            wandb.teardown()
 
 
 def one_line(error: BaseException) -> str:
@@ -135,7 +144,7 @@ def serve(messages: TextIO, answers: TextIO) -> None:
                 return
     if courier.run is not None:  # the trainer was killed: keep what it had logged
         with contextlib.suppress(Exception):
-            courier.run.finish(exit_code=KILLED)
+            courier.close(exit_code=KILLED)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 
 from llmtrain.board.identity import redacted, settled_mode, tag_list
 from llmtrain.board.mirror import WandbMirror
+from llmtrain.board.offline import offline_files, read_offline
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.rundir import run_directory
 from llmtrain.training.loop import train
@@ -103,6 +104,17 @@ def test_what_went_wrong_online_is_whole_offline(server, tmp_path, monkeypatch):
     assert "wandb sync" in warnings[0]
     history = [r["history"]["item"] for r in inspect(tmp_path) if r["type"] == "history"]
     assert [items(row) for row in history] == rows_until(3)
+
+
+def test_a_finished_offline_run_is_whole_in_its_file(tmp_path):
+    mirror = mirror_of(tmp_path, [], rows_until(20), mode="offline")
+    mirror.finish({"val_loss": 2.0})
+    courier = mirror.process.child.pid
+    writers = Path(f"/proc/{courier}/task/{courier}/children").read_text().split()
+    assert writers == []  # the process that writes the file lives on for a while after its answer
+    (path,) = offline_files(tmp_path)
+    run = read_offline(path)
+    assert (run.state, run.summary["val_loss"], len(run.rows)) == ("finished", 2.0, 20)
 
 
 def test_an_offline_run_that_is_synced_is_the_same_run(server, tmp_path):

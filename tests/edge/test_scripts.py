@@ -101,7 +101,9 @@ def test_a_stopped_sweep_goes_on_where_it_was(tiny_overrides, tmp_path, cli, roo
     )
     folder = tmp_path / "runs/single"
     deadline = time.monotonic() + 120
-    while not list(folder.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
+    while not any(path.stat().st_size for path in folder.glob("*/metrics.jsonl")):  # not a row yet
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
