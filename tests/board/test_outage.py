@@ -127,9 +127,10 @@ def test_no_room_for_wandbs_files(outcome, plain):
     assert len(warnings) <= 1
 
 
-def test_nothing_of_wandb_is_left_running(make, tiny_corpus_dir, tmp_path):
+def test_nothing_of_wandb_is_left_running(make, tiny_corpus_dir, tmp_path, server):
+    server()
     train(
-        make({"runs_root": str(tmp_path), "tracking.wandb": "offline"}),
+        make({"runs_root": str(tmp_path), "tracking.wandb": "online"}),
         open_corpus(tiny_corpus_dir),
     )
     process = mirror.Process.current
