@@ -8,17 +8,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
 from edge import compose
 
-from benches import Bench, Facts, Seconds
+from benches import Bench, Facts, Seconds, nanogpt
 from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import Corpus, open_corpus
 from llmtrain.spec.check import check
 from llmtrain.spec.config import FlopsConvention
-from llmtrain.spec.plan import plan_run
+from llmtrain.spec.plan import RunPlan, plan_run
 from llmtrain.spec.settings import TrainConfig, build_run
 from llmtrain.training import roofline, runtime
+from llmtrain.training.memory import free_memory
 from llmtrain.training.session import Session
+from llmtrain.training.warm import warm_up
 
 VARIANTS = {
     "float32": ("runtime.dtype=float32", "runtime.compile=false"),
@@ -47,6 +50,7 @@ def time_steps(keys: Mapping[str, Any]) -> Seconds:
 
     The variants of a shape take turns, so that all meet the same load; the median step counts.
     Attention is counted causal (half) and full, both over the matmul rate measured just before.
+    A peer follows each shape, on the same device, in the first variant's dtype where it can.
     """
     variants = keys["variants"].split(",")
     for name in variants:
@@ -58,20 +62,54 @@ def time_steps(keys: Mapping[str, Any]) -> Seconds:
             corpus = _widened(open_corpus(prepare(configs[variants[0]].data)), keys["vocab"])
             device = runtime.pick_device(configs[variants[0]].runtime)
             if not found:
-                found = {
-                    "matmul float32, GFLOP/s": roofline.matmul_flops(device, "float32") / 1e9,
-                    "matmul bfloat16, GFLOP/s": roofline.matmul_flops(device, "bfloat16") / 1e9,
-                    "copy, GB/s": roofline.copy_bytes(device) / 1e9,
-                }
+                found = _ceilings(device)
             sessions = {name: _session(config, corpus) for name, config in configs.items()}
             found |= _shape(model, sessions, keys["steps"], found)
+            plan = sessions[variants[0]].plan
+            del sessions
+            free_memory()  # for the peer, or the next shape
+            if keys["peer"]:
+                rate = _peer_rate(keys["peer"], configs[variants[0]], plan, device, corpus)
+                found[f"{model} {nanogpt.PEER}, tokens/s"] = rate
     return found
+
+
+def _ceilings(device: torch.device) -> Seconds:
+    found = {
+        f"matmul {dtype}, GFLOP/s": roofline.matmul_flops(device, dtype) / 1e9
+        for dtype in roofline.DTYPES
+    }
+    found["copy, GB/s"] = roofline.copy_bytes(device) / 1e9
+    found["small kernel, us"] = roofline.kernel_seconds(device) * 1e6
+    if device.type == "cuda":
+        replayed = roofline.kernel_seconds(device, replayed=True)
+        found["small kernel in a replayed graph, us"] = replayed * 1e6
+    return found
+
+
+def _peer_rate(
+    peer: str, config: TrainConfig, plan: RunPlan, device: torch.device, corpus: Corpus
+) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "peer"
+        nanogpt.set_up(peer, root, corpus.train, corpus.manifest.vocab_size)
+        return nanogpt.tokens_per_second(
+            root,
+            config.model,
+            rows=plan.batch_tokens // plan.block_len,
+            row_len=plan.block_len,
+            lr=plan.hyper.peak_lr,
+            n_threads=config.runtime.n_threads,
+            device=device.type,
+            dtype=config.runtime.dtype,
+        )
 
 
 def _config(model: str, variant: str, keys: Mapping[str, Any], root: str) -> TrainConfig:
     tokens = keys["tokens"]
     overrides = [
         f"model={model}",
+        f"seq_len.seq_len={keys['seq_len']}",
         f"recipe.batch_tokens={tokens}",
         "budget.flops=null",
         f"budget.n_tokens={tokens * 1000}",
@@ -105,6 +143,8 @@ def _shape(
     for name, session in sessions.items():
         held = roofline.held_memory(session.device)  # the other variants' too
         runtime.reset_peak_memory(session.device)
+        for _ in warm_up(session):
+            pass
         _take(session, min(SETTLE, n_steps))
         memory[name] = _memory(session) - held
     steps: dict[str, list[float]] = {name: [] for name in sessions}
@@ -122,6 +162,8 @@ def _shape(
             per_token = plan.flops[convention] / plan.n_tokens
             found[f"{model} {name}, MFU {count}, %"] = 100 * per_token * rate / peak
         found[f"{model} {name}, GB"] = memory[name] / 1e9
+        if cold := session.seconds["compile"]:
+            found[f"{model} {name}, compile, s"] = cold
     return found
 
 
@@ -147,22 +189,26 @@ def _take(session: Session, n_steps: int) -> float:
 
 
 def ratios(found: Seconds) -> Facts:
-    """Return how many times faster each variant is than the first one of its shape."""
-    rates = {name: value for name, value in found.items() if name.endswith("tokens/s")}
+    """Return how many times faster each variant is than the first one of its shape, and a peer."""
+    rates = {name: value for name, value in found.items() if name.endswith(", tokens/s")}
     first: dict[str, float] = {}
     facts: Facts = {}
     for name, value in rates.items():
         model, _, variant = name.removesuffix(", tokens/s").partition(" ")
+        if variant == nanogpt.PEER:
+            continue
         base = first.setdefault(model, value)
         if base is not value:
             facts[f"{model} {variant}, times the first"] = value / base
+        if peer := rates.get(f"{model} {nanogpt.PEER}, tokens/s"):
+            facts[f"{model} {variant}, times {nanogpt.PEER}"] = value / peer
     return facts
 
 
 BENCH = Bench(
     column="as named",
-    keys={"steps": "50", "tokens": "4096", "vocab": "256"},
-    text={"models": "w32d2,w64d4,w128d4", "variants": "float32,bfloat16"},
+    keys={"steps": "50", "tokens": "4096", "seq_len": "128", "vocab": "256"},
+    text={"models": "w32d2,w64d4,w128d4", "variants": "float32,bfloat16", "peer": ""},
     run=time_steps,
     facts=ratios,
     packages=("torch", "numpy"),
