@@ -20,7 +20,7 @@ Keys:
   what=run          seconds of runs of `tokens` x 1, 3 and 10, warm and as a command each: the fixed
                     cost of a run (model=w32d2, tokens=102400, set="KEY=VALUE ...")
   what=sweep        a sweep from the command to the fitted curve: where its time goes, its MFU
-                    (sweep=demo, set="KEY=VALUE ...")
+                    (sweep=demo, set="KEY=VALUE ...", per_device=1: cells at once on a GPU or core)
   what=cost         how time grows with cells, model size and tokens, and memory with model size
                     (picture=FILE draws it)
   what=analysis     load, fits and bootstrap, figures and report of 250 planted runs (draws=1000)

@@ -1,12 +1,14 @@
 """scripts/bench.py times real parts, stage by stage, and says on what machine."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from benches import cost, nanogpt, run, step, sweep
 from edge import compose
 
@@ -132,6 +134,26 @@ def test_variants_are_compared_within_their_shape() -> None:
     assert facts["b float32, times nanoGPT"] == 4.0
     assert facts["b bfloat16, times nanoGPT"] == 2.0
     assert len(facts) == 4
+
+
+@pytest.mark.slow
+def test_a_sweep_with_two_cells_on_a_device_and_no_law_is_measured(tmp_path: Path) -> None:
+    tiny = (
+        "sweep.name=tiny sweep.budgets=[1e9] sweep.widths=[8,12,16] sweep.depths=[1] "
+        "sweep.aspect_min=4 sweep.n_heads=1 sweep.sizes_per_budget=2 sweep.span=2 "
+        "sweep.optimum_flops=1e9 sweep.optimum_params=6e3 model=demo seq_len.seq_len=32 "
+        "recipe.batch_tokens=256 evaluation.n_tokens=512 budget.min_steps=5 budget.tolerance=0.05"
+    )
+    out = tmp_path / "sweep.json"
+    keys = ("sweep=isoflop", "per_device=2", f"set={tiny}", "repeats=1")
+    done = bench("what=sweep", *keys, f"out={out}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text(encoding="utf-8"))["median"]
+    used = sum(seconds for name, seconds in found.items() if name.startswith("slots: "))
+    n_cores = len(os.sched_getaffinity(0))
+    if not torch.cuda.is_available():
+        assert used == pytest.approx(2 * n_cores * found[sweep.WALL])
+    assert found[sweep.NOMINAL] == pytest.approx(2.0, rel=0.1)  # two cells
 
 
 # Takes nanoGPT's arguments and text, and prints its lines: after ten slow steps most take 2 ms.
