@@ -22,6 +22,17 @@ KERNELS = 1000
 """Small kernels that are timed together."""
 
 
+def ceilings(device: torch.device) -> dict[str, float]:
+    """Return the machine's rates by name, which ends in the unit: products, copies, launches."""
+    found = {f"matmul {dtype}, GFLOP/s": matmul_flops(device, dtype) / 1e9 for dtype in DTYPES}
+    found["copy, GB/s"] = copy_bytes(device) / 1e9
+    found["small kernel, us"] = kernel_seconds(device) * 1e6
+    if device.type == "cuda":
+        replayed = kernel_seconds(device, replayed=True)
+        found["small kernel in a replayed graph, us"] = replayed * 1e6
+    return found
+
+
 def matmul_flops(device: torch.device, dtype: DType) -> float:
     """Return the FLOP/s of a big square matmul, on the threads that torch is set to."""
     side = SIDE[device.type]

@@ -23,11 +23,16 @@ TOKENS = 4_000_000
 ITERATION = re.compile(r"iter (\d+): .* time ([0-9.]+)ms")
 
 
-def set_up(peer: str, root: Path, tokens: np.ndarray, vocab_size: int) -> None:
-    """Make a copy of a checkout, with the text, at `root`. Raises ConfigError for no checkout."""
+def checkout(peer: str) -> Path:
+    """Return where nanoGPT lies. Raises ConfigError where it does not."""
     source = Path(peer).resolve()
     if not peer or any(not (source / name).is_file() for name in FILES):
         raise ConfigError(f"peer={peer!r} has no {FILES[0]}: give a nanoGPT checkout")
+    return source
+
+
+def set_up(source: Path, root: Path, tokens: np.ndarray, vocab_size: int) -> None:
+    """Make a copy of a checkout, with the text, at `root`."""
     data = root / "data" / "bench"
     data.mkdir(parents=True)
     for name in FILES:

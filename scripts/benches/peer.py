@@ -10,7 +10,7 @@ from typing import Any
 from edge import compose
 
 from benches import Bench, Facts, Seconds, finished
-from benches.nanogpt import PEER, set_up, tokens_per_second
+from benches.nanogpt import PEER, checkout, set_up, tokens_per_second
 from llmtrain.corpus.manifest import read_manifest
 from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import open_corpus
@@ -34,6 +34,7 @@ def time_both(keys: Mapping[str, Any]) -> Seconds:
     Start-up, evaluation and checkpoints are left out on both sides. Raises ConfigError where
     `peer` is no checkout of nanoGPT.
     """
+    peer = checkout(keys["peer"])
     config, sweep = build_run(compose("train", ["sweep=demo", "tracking.wandb=disabled"]))
     assert sweep is not None
     manifest = read_manifest(directory := prepare(config.data))
@@ -42,7 +43,7 @@ def time_both(keys: Mapping[str, Any]) -> Seconds:
     seconds: Seconds = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        set_up(keys["peer"], root / "peer", open_corpus(directory).train, manifest.vocab_size)
+        set_up(peer, root / "peer", open_corpus(directory).train, manifest.vocab_size)
         for cell, *others in groups:  # one side after the other, so that both meet the same load
             theirs = _peer_rate(root / "peer", cell, n_threads=len(slots))
             ours = _own_rate(cell, slots, root / "runs")

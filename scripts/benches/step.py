@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from edge import compose
 
 from benches import Bench, Facts, Seconds, nanogpt
@@ -55,6 +54,7 @@ def time_steps(keys: Mapping[str, Any]) -> Seconds:
     variants = keys["variants"].split(",")
     for name in variants:
         check(name in VARIANTS, f"variants: {name!r} is not one of {', '.join(VARIANTS)}")
+    peer = nanogpt.checkout(keys["peer"]) if keys["peer"] else None
     found: Seconds = {}
     with tempfile.TemporaryDirectory() as root:
         for model in keys["models"].split(","):
@@ -62,33 +62,20 @@ def time_steps(keys: Mapping[str, Any]) -> Seconds:
             corpus = _widened(open_corpus(prepare(configs[variants[0]].data)), keys["vocab"])
             device = runtime.pick_device(configs[variants[0]].runtime)
             if not found:
-                found = _ceilings(device)
+                found = roofline.ceilings(device)
             sessions = {name: _session(config, corpus) for name, config in configs.items()}
             found |= _shape(model, sessions, keys["steps"], found)
             plan = sessions[variants[0]].plan
             del sessions
             free_memory()  # for the peer, or the next shape
-            if keys["peer"]:
-                rate = _peer_rate(keys["peer"], configs[variants[0]], plan, device, corpus)
+            if peer is not None:
+                rate = _peer_rate(peer, configs[variants[0]], plan, device.type, corpus)
                 found[f"{model} {nanogpt.PEER}, tokens/s"] = rate
     return found
 
 
-def _ceilings(device: torch.device) -> Seconds:
-    found = {
-        f"matmul {dtype}, GFLOP/s": roofline.matmul_flops(device, dtype) / 1e9
-        for dtype in roofline.DTYPES
-    }
-    found["copy, GB/s"] = roofline.copy_bytes(device) / 1e9
-    found["small kernel, us"] = roofline.kernel_seconds(device) * 1e6
-    if device.type == "cuda":
-        replayed = roofline.kernel_seconds(device, replayed=True)
-        found["small kernel in a replayed graph, us"] = replayed * 1e6
-    return found
-
-
 def _peer_rate(
-    peer: str, config: TrainConfig, plan: RunPlan, device: torch.device, corpus: Corpus
+    peer: Path, config: TrainConfig, plan: RunPlan, device: str, corpus: Corpus
 ) -> float:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "peer"
@@ -100,7 +87,7 @@ def _peer_rate(
             row_len=plan.block_len,
             lr=plan.hyper.peak_lr,
             n_threads=config.runtime.n_threads,
-            device=device.type,
+            device=device,
             dtype=config.runtime.dtype,
         )
 

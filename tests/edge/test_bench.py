@@ -176,11 +176,11 @@ def test_a_peer_gets_our_shape_and_text_and_its_settled_steps_count(tmp_path: Pa
     raw = {"d_model": 32, "n_layers": 3, "d_head": 8, "bias": True}
     model = build(ModelConfig, compose("train", ["model=base"])["model"] | raw)
     with pytest.raises(ConfigError, match=r"has no train\.py: give a nanoGPT checkout"):
-        nanogpt.set_up(str(peer), root, np.array([1, 299]), 300)
+        nanogpt.checkout(str(peer))
     peer.mkdir()
     for name in nanogpt.FILES:
         (peer / name).write_text(STAND_IN, encoding="utf-8")
-    nanogpt.set_up(str(peer), root, np.array([1, 299]), 300)
+    nanogpt.set_up(nanogpt.checkout(str(peer)), root, np.array([1, 299]), 300)
     shape = {"rows": 5, "row_len": 64, "lr": 1e-3, "n_threads": 1, "dtype": "bfloat16"}
     assert nanogpt.tokens_per_second(root, model, **shape) == pytest.approx(5 * 64 / 2e-3)
     with pytest.raises(ConfigError, match=r"the peer's train\.py failed: .*AssertionError"):
