@@ -11,15 +11,16 @@
 
 Keys:
   what=step         one optimizer step, by shape and option: tokens/s, MFU over the matmul rate
-                    measured beside it, GB at its widest (besides weights, on a CPU moments too;
-                    models=w32d2,w64d4,w128d4, steps=50, tokens=4096 a step, vocab=256,
-                    variants=float32,bfloat16; float32-compiled, bfloat16-compiled, chunked,
-                    bfloat16-chunked and, on a GPU, bfloat16-cudnn, bfloat16-graph and
-                    bfloat16-compiled-graph are others)
+                    measured beside it, GB at its widest (besides weights, on a CPU moments too),
+                    seconds to compile and capture, with torch's cache as it is
+                    (models=w32d2,w64d4,w128d4, steps=50, tokens=4096 a step, seq_len=128,
+                    vocab=256, variants=float32,bfloat16; float32-compiled, bfloat16-compiled,
+                    chunked, bfloat16-chunked and, on a GPU, bfloat16-cudnn, bfloat16-graph and
+                    bfloat16-compiled-graph are others; peer=PATH: nanoGPT on each shape too)
   what=run          seconds of runs of `tokens` x 1, 3 and 10, warm and as a command each: the fixed
-                    cost of a run (model=w32d2, tokens=102400)
+                    cost of a run (model=w32d2, tokens=102400, set="KEY=VALUE ...")
   what=sweep        a sweep from the command to the fitted curve: where its time goes, its MFU
-                    (sweep=demo, set="KEY=VALUE ...")
+                    (sweep=demo, set="KEY=VALUE ...", per_device=1: cells at once on a GPU or core)
   what=cost         how time grows with cells, model size and tokens, and memory with model size
                     (picture=FILE draws it)
   what=analysis     load, fits and bootstrap, figures and report of 250 planted runs (draws=1000)
@@ -29,7 +30,7 @@ Keys:
   what=peer         the demo's shapes, batches and text beside nanoGPT's own loop, which is checked
                     out at peer=PATH
   what=stacked      runs of one shape stepped as one, and one after another (replicas=4, width=64,
-                    layers=2, tokens=2048, steps=20)
+                    layers=2, tokens=2048, steps=20, set="KEY=VALUE ...")
   what=tracking     one run of a minute with and without wandb
   what=energy       joules and CO2e of one run by llmtrain and by codecarbon (gigaflops=1000,
                     region=FRA); needs pip install -e '.[carbon]'

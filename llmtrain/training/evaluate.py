@@ -43,8 +43,9 @@ class Evaluator:
         equal_passes: bool = False,
     ) -> None:
         """`equal_passes` fills the last pass up, so that all have one shape and compile once."""
-        self.inputs, self.targets = validation_rows(corpus, n_tokens=n_tokens, seq_len=seq_len)
-        self.n_bytes = int(np.asarray(corpus.token_bytes)[self.targets.numpy()].sum())
+        inputs, targets = validation_rows(corpus, n_tokens=n_tokens, seq_len=seq_len)
+        self.n_bytes = int(np.asarray(corpus.token_bytes)[targets.numpy()].sum())
+        self.inputs, self.targets = inputs.to(device), targets.to(device)
         self.rows_per_pass = min(len(self.inputs), eval_rows(seq_len))
         self.equal_passes = equal_passes
         self.device, self.team = device, team
@@ -67,10 +68,8 @@ class Evaluator:
             between()
             inputs, targets = self.inputs[part.rows], self.targets[part.rows]
             with autocast():
-                logits = forward(self._filled(inputs).to(self.device))[: len(inputs)]
-            nll = F.cross_entropy(
-                logits.float().flatten(0, 1), targets.to(self.device).flatten(), reduction="none"
-            )
+                logits = forward(self._filled(inputs))[: len(inputs)]
+            nll = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
             if part.share > 0:
                 losses[part.rows] = nll.view(targets.shape).mean(dim=1)
         by_row = self.team.sum(losses).double().cpu()
@@ -91,7 +90,7 @@ class Evaluator:
     ) -> None:
         """Do one pass and forget it: what is compiled for it is there when it counts."""
         with autocast():
-            forward(self._filled(self.inputs[: self.rows_per_pass]).to(self.device))
+            forward(self._filled(self.inputs[: self.rows_per_pass]))
 
     def _filled(self, inputs: Tensor) -> Tensor:
         missing = self.rows_per_pass - len(inputs)

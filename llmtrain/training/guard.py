@@ -62,6 +62,10 @@ class Guard:
             self.found = torch.zeros((), device=device)
             optimizer.found_inf = self.found  # type: ignore[attr-defined]
 
+    def tensors(self) -> list[Tensor]:
+        """Return what the device itself remembers of the steps so far."""
+        return [self.taint, self.found] if self.on_device else []
+
     def step(self, loss: Tensor, norm: Tensor) -> Tensor:
         """Apply the gradients unless a number is none; return the loss, NaN where held back."""
         if self.on_device:

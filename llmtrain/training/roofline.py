@@ -10,10 +10,27 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 DType = Literal["float32", "bfloat16"]
+DTYPES: tuple[DType, ...] = ("float32", "bfloat16")
 
 ROUNDS = 7
 SIDE = {"cpu": 2048, "cuda": 8192}
 """Side of the square matmul: big enough for the best rate, a few seconds in all."""
+
+CALLS = {"cpu": 1, "cuda": 20}
+"""Calls between two waits: a GPU has finished one before the host has asked."""
+KERNELS = 1000
+"""Small kernels that are timed together."""
+
+
+def ceilings(device: torch.device) -> dict[str, float]:
+    """Return the machine's rates by name, which ends in the unit: products, copies, launches."""
+    found = {f"matmul {dtype}, GFLOP/s": matmul_flops(device, dtype) / 1e9 for dtype in DTYPES}
+    found["copy, GB/s"] = copy_bytes(device) / 1e9
+    found["small kernel, us"] = kernel_seconds(device) * 1e6
+    if device.type == "cuda":
+        replayed = kernel_seconds(device, replayed=True)
+        found["small kernel in a replayed graph, us"] = replayed * 1e6
+    return found
 
 
 def matmul_flops(device: torch.device, dtype: DType) -> float:
@@ -28,6 +45,26 @@ def copy_bytes(device: torch.device) -> float:
     source = torch.zeros(2**26, device=device)
     target = torch.empty_like(source)
     return 2.0 * source.numel() * 4 / _seconds(lambda: target.copy_(source), device)
+
+
+def kernel_seconds(device: torch.device, *, replayed: bool = False) -> float:
+    """Return the seconds of a kernel that does next to nothing, many of them one after another.
+
+    `replayed`: as parts of one CUDA graph, on a GPU alone; else the host starts each.
+    """
+    counter = torch.zeros(1, device=device)
+
+    def count() -> None:
+        for _ in range(KERNELS):
+            counter.add_(1.0)
+
+    action = count
+    if replayed:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            count()
+        action = graph.replay
+    return _seconds(action, device) / KERNELS
 
 
 def wait(device: torch.device) -> None:
@@ -53,11 +90,12 @@ def peak_allocated(action: Callable[[], object]) -> int:
 
 
 def _seconds(action: Callable[[], object], device: torch.device) -> float:
-    taken = []
+    taken, calls = [], CALLS[device.type]
     for _ in range(ROUNDS):
         wait(device)
         begin = time.perf_counter()
-        action()
+        for _ in range(calls):
+            action()
         wait(device)
-        taken.append(time.perf_counter() - begin)
+        taken.append((time.perf_counter() - begin) / calls)
     return median(taken[1:])

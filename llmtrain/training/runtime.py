@@ -1,6 +1,7 @@
 """The machine under a run: device, precision, seeds, peak, provenance, signals."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import platform
@@ -39,6 +40,8 @@ PEAK_TFLOPS = {
 
 COMPILED_GRAPHS = 4096  # of one function and process, before compiling fails: shapes x lengths x 2
 
+BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+
 # What torch says besides torch.OutOfMemoryError: its CPU allocator, CUDA's libraries, C++.
 SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "bad_alloc")
 
@@ -53,9 +56,34 @@ def pick_device(config: RuntimeConfig) -> torch.device:
     torch.set_num_threads(config.n_threads)
     torch.set_flush_denormal(True)
     if config.device == "cpu" or not has_gpu:
+        if config.dtype == "bfloat16" and lacks_bfloat16(cpu_flags()):
+            _warn_of_bfloat16()
         return torch.device("cpu")
     torch.set_float32_matmul_precision("high")  # TF32
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return what an x86 processor says it can do; nothing of another, or where none can ask."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    flags = (line.partition(":")[2].split() for line in lines if line.startswith("flags"))
+    return frozenset(next(flags, ()))
+
+
+def lacks_bfloat16(flags: frozenset[str]) -> bool:
+    """Return whether an x86 processor has flags, and none that multiplies bfloat16."""
+    return bool(flags) and flags.isdisjoint(BFLOAT16_FLAGS)
+
+
+@functools.cache
+def _warn_of_bfloat16() -> None:
+    warn(
+        "runtime.dtype=bfloat16 is far slower than float32 on a processor without avx512_bf16 or "
+        "amx_bf16 (pytorch issue 146508); use runtime.dtype=float32"
+    )
 
 
 def refuse_missing_gpu(config: RuntimeConfig) -> None:

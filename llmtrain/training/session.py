@@ -139,7 +139,7 @@ class Session:
     def whole_step(self) -> WholeStep:
         """Return the step as a function of counters on the device, ready to be captured."""
         rates = map(self.lr_at, range(self.plan.n_steps))
-        tables = Tables(self.plan, list(rates), self.batches, self.optimizer)
+        tables = Tables(self.plan, list(rates), self.batches, self.optimizer, self.guard)
         return WholeStep([tables], self._step_by_counters)
 
     def _step_by_counters(self, stage: PlanStage) -> None:

@@ -18,6 +18,7 @@ from llmtrain.spec.check import check
 from llmtrain.spec.plan import PlanStage, RunPlan
 from llmtrain.spec.settings import TrainConfig, refused_by_graph
 from llmtrain.training.batches import Batches, TokenSource
+from llmtrain.training.guard import Guard
 from llmtrain.training.optim import UpdateRule
 
 WARM_UPS = 3  # what torch asks for before a capture: lazy libraries, autotuning, moments
@@ -49,10 +50,15 @@ class Tables:
     """What one run's steps look up on the device, and where they leave their losses."""
 
     def __init__(
-        self, plan: RunPlan, rates: Sequence[float], batches: Batches, optimizer: UpdateRule
+        self,
+        plan: RunPlan,
+        rates: Sequence[float],
+        batches: Batches,
+        optimizer: UpdateRule,
+        guard: Guard,
     ) -> None:
         """`rates`: the schedule's rate of every step. The batches' tokens lie on the device."""
-        self.batches, self.optimizer = batches, optimizer
+        self.batches, self.optimizer, self.guard = batches, optimizer, guard
         self.device = device = batches.source.device
         # A fused CUDA kernel reads a float32 rate; a CPU's reads any: then it is the eager step's.
         exact = torch.float32 if device.type == "cuda" else torch.float64
@@ -79,9 +85,10 @@ class Tables:
         self.norm.copy_(norm)
         self.cursor.add_(1)
 
-    def parameters(self) -> list[Tensor]:
-        """Return the weights."""
-        return [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
+    def kept(self) -> list[Tensor]:
+        """Return the weights, and what the guard keeps."""
+        weights = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
+        return [*weights, *self.guard.tensors()]
 
     def moments(self) -> list[Tensor]:
         """Return what the optimizer keeps of the weights so far."""
@@ -158,8 +165,8 @@ class WholeStep:
 
     @contextlib.contextmanager
     def _undone(self) -> Iterator[None]:
-        """Take back what the `with` block does to weights and moments, in the same memory."""
-        kept = [t for tables in self.tables for t in (*tables.parameters(), *tables.moments())]
+        """Take back what the `with` block does to weights, moments and guard, in their memory."""
+        kept = [t for tables in self.tables for t in (*tables.kept(), *tables.moments())]
         before = [(tensor, tensor.clone()) for tensor in kept]
         yield
         known = {id(tensor) for tensor in kept}

@@ -1,26 +1,19 @@
 """The demo's cells beside nanoGPT's own training loop: same shapes, batches, text and precision."""
 
 import dataclasses
-import os
-import re
-import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
 from edge import compose
 
 from benches import Bench, Facts, Seconds, finished
+from benches.nanogpt import PEER, checkout, set_up, tokens_per_second
 from llmtrain.corpus.manifest import read_manifest
 from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import open_corpus
-from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.settings import TrainConfig, build_run
 from llmtrain.sweep.drain import cell_job
 from llmtrain.sweep.grid import Cell, plan_sweep
@@ -29,14 +22,8 @@ from llmtrain.sweep.process import Slot
 from llmtrain.sweep.sweeper import raise_failures
 from llmtrain.training.worker import work
 
-PEER, OWN = "nanoGPT", "llmtrain"
-PEER_FILES = ("train.py", "model.py", "configurator.py")
-PEER_STEPS, OWN_STEPS = 60, 200
-SETTLE = 10
-"""Steps of the peer that are not timed."""
-ITERATION = re.compile(r"iter (\d+): .* time ([0-9.]+)ms")
-# What its train.py reads its vocabulary from: {'vocab_size': 256} in the oldest, textual protocol.
-META = b"(dS'vocab_size'\nI256\ns."
+OWN = "llmtrain"
+OWN_STEPS = 200
 
 
 def time_both(keys: Mapping[str, Any]) -> Seconds:
@@ -47,10 +34,7 @@ def time_both(keys: Mapping[str, Any]) -> Seconds:
     Start-up, evaluation and checkpoints are left out on both sides. Raises ConfigError where
     `peer` is no checkout of nanoGPT.
     """
-    peer = Path(keys["peer"]).resolve()
-    missing = [name for name in PEER_FILES if not (peer / name).is_file()]
-    if not keys["peer"] or missing:
-        raise ConfigError(f"peer={keys['peer']!r} has no {PEER_FILES[0]}: give a nanoGPT checkout")
+    peer = checkout(keys["peer"])
     config, sweep = build_run(compose("train", ["sweep=demo", "tracking.wandb=disabled"]))
     assert sweep is not None
     manifest = read_manifest(directory := prepare(config.data))
@@ -59,9 +43,9 @@ def time_both(keys: Mapping[str, Any]) -> Seconds:
     seconds: Seconds = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        _set_up(peer, root / "peer", open_corpus(directory).train)
+        set_up(peer, root / "peer", open_corpus(directory).train, manifest.vocab_size)
         for cell, *others in groups:  # one side after the other, so that both meet the same load
-            theirs = _peer_rate(root / "peer", cell, len(slots))
+            theirs = _peer_rate(root / "peer", cell, n_threads=len(slots))
             ours = _own_rate(cell, slots, root / "runs")
             n_tokens = sum(each.plan.n_tokens for each in (cell, *others))
             model = cell.config.model
@@ -90,42 +74,16 @@ def _shapes(cells: tuple[Cell, ...]) -> Iterator[list[Cell]]:
         yield list(group)
 
 
-def _set_up(peer: Path, root: Path, tokens: np.ndarray) -> None:
-    data = root / "data" / "bench"
-    data.mkdir(parents=True)
-    for name in PEER_FILES:
-        shutil.copy(peer / name, root / name)
-    for name in ("train.bin", "val.bin"):
-        np.asarray(tokens[:4_000_000]).astype(np.uint16).tofile(data / name)
-    (data / "meta.pkl").write_bytes(META)
-
-
 def _peer_rate(root: Path, cell: Cell, n_threads: int) -> float:
-    """Return the peer's tokens per second: the median step after it has settled."""
-    plan, model = cell.plan, cell.config.model
-    rows = plan.batch_tokens // plan.block_len
-    arguments = {
-        "dataset": "bench", "device": "cpu", "compile": False, "dtype": "float32",
-        "eval_interval": 10**6, "eval_iters": 1, "log_interval": 1, "dropout": 0.0,
-        "always_save_checkpoint": False, "out_dir": str(root / "out"),
-        "gradient_accumulation_steps": 1, "batch_size": rows, "block_size": plan.block_len,
-        "n_layer": model.n_layers, "n_head": model.n_heads, "n_embd": model.d_model,
-        "max_iters": PEER_STEPS, "lr_decay_iters": PEER_STEPS, "warmup_iters": 10,
-        "learning_rate": plan.hyper.peak_lr,
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "train.py", *(f"--{key}={value}" for key, value in arguments.items())],
-        cwd=root,
-        env=os.environ | {"OMP_NUM_THREADS": str(n_threads)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
+    plan = cell.plan
+    return tokens_per_second(
+        root,
+        cell.config.model,
+        rows=plan.batch_tokens // plan.block_len,
+        row_len=plan.block_len,
+        lr=plan.hyper.peak_lr,
+        n_threads=n_threads,
     )
-    steps = [float(ms) for k, ms in ITERATION.findall(done.stdout) if int(k) > SETTLE]
-    if done.returncode != 0 or not steps:
-        raise ConfigError(f"the peer's train.py failed: {done.stderr.strip().splitlines()[-1:]}")
-    return plan.batch_tokens / median(steps) * 1e3
 
 
 def _own_rate(cell: Cell, slots: list[Slot], runs_root: Path) -> float:

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 from edge import compose
 
-from benches import Bench, Facts, Seconds
+from benches import Bench, Facts, Seconds, finished
 from benches.alone import compare, train_alone
 from llmtrain.corpus.prepare import prepare
-from llmtrain.spec.settings import build_run
+from llmtrain.spec.settings import RuntimeConfig, build_run
 from llmtrain.training.worker import work
 
 LENGTHS = (1, 3, 10)
 """Lengths of the runs, times `tokens`."""
 SIDES = ("warm", "a process each")
+PEAK, TOKEN = "matmul, GFLOP/s", "a token, MFLOP"
 
 
 def time_runs(keys: Mapping[str, Any]) -> Seconds:
@@ -43,7 +44,17 @@ def time_runs(keys: Mapping[str, Any]) -> Seconds:
             train_alone(alone)
             found[name_of(SIDES[1], n_tokens)] = time.perf_counter() - begin
             compare(warm, build_run(compose("train", alone))[0])
+        found[PEAK] = _peak(warm.runtime) / 1e9
+        flops = finished(warm).flops["full_attention"]
+        found[TOKEN] = flops / (LENGTHS[-1] * keys["tokens"]) / 1e6
     return found
+
+
+def _peak(config: RuntimeConfig) -> float:
+    """Return the matmul FLOP/s of one worker in the run's dtype, measured here."""
+    from llmtrain.training import roofline, runtime  # noqa: PLC0415 - torch, after the first run
+
+    return roofline.matmul_flops(runtime.pick_device(config), config.dtype)
 
 
 def _overrides(keys: Mapping[str, Any], times: int, root: str) -> list[str]:
@@ -55,6 +66,7 @@ def _overrides(keys: Mapping[str, Any], times: int, root: str) -> list[str]:
         f"budget.n_tokens={times * keys['tokens']}",
         "tracking.wandb=disabled",
         f"runs_root={root}",
+        *keys["set"].split(),
     ]
 
 
@@ -64,7 +76,10 @@ def name_of(side: str, n_tokens: int) -> str:
 
 
 def fixed_costs(found: Seconds) -> Facts:
-    """Return intercept and slope of each side's line, least squares of relative errors."""
+    """Return intercept and slope of each side's line, least squares of relative errors.
+
+    The slope as tokens per second, and as MFU (full attention) over the measured matmul.
+    """
     facts: Facts = {}
     for side in SIDES:
         points = [
@@ -75,14 +90,16 @@ def fixed_costs(found: Seconds) -> Facts:
         n_tokens, seconds = np.array(points, dtype=np.float64).T
         slope, fixed = np.polyfit(n_tokens, seconds, 1, w=1.0 / seconds)
         facts[f"{side}: fixed cost of a run, s"] = float(fixed)
-        facts[f"{side}: steady tokens/s"] = float(1.0 / slope)
+        facts[f"{side}: steady tokens/s"] = rate = float(1.0 / slope)
+        facts[f"{side}: steady MFU, %"] = 100 * rate * found[TOKEN] / found[PEAK] / 1e3
     return facts
 
 
 BENCH = Bench(
     keys={"tokens": "102400"},
-    text={"model": "w32d2"},
+    text={"model": "w32d2", "set": ""},
     run=time_runs,
     facts=fixed_costs,
+    column="as named",
     packages=("torch", "numpy", "hydra-core"),
 )

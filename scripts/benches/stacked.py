@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from edge import compose
 
@@ -21,7 +22,7 @@ WARM_UP = 5  # steps of each side that are not timed
 TOLERANCE = 1e-3  # of the mean loss, relative: else the two sides did not do the same
 
 
-def make_sessions(keys: Mapping[str, int], root: Path) -> list[Session]:
+def make_sessions(keys: Mapping[str, Any], root: Path) -> list[Session]:
     """Return sessions of one shape with a seed each, on the device that runtime=default picks."""
     overrides = [
         "data=local",
@@ -37,7 +38,8 @@ def make_sessions(keys: Mapping[str, int], root: Path) -> list[Session]:
         "budget.flops=null",
         "budget.min_steps=1",
         f"budget.n_tokens={keys['tokens'] * (keys['steps'] + WARM_UP) * 2}",
-        "evaluation.n_tokens=256",
+        "evaluation.n_tokens=4096",
+        *keys["set"].split(),
     ]
     configs = [
         build_run(compose("train", [*overrides, f"seed={seed}"]))[0]
@@ -52,7 +54,7 @@ def make_sessions(keys: Mapping[str, int], root: Path) -> list[Session]:
     return sessions
 
 
-def time_steps(keys: Mapping[str, int]) -> Seconds:
+def time_steps(keys: Mapping[str, Any]) -> Seconds:
     """Return the seconds of a step of every run, stacked and one after another.
 
     The two sides take turns, five steps each. Raises BenchError where their losses differ.
@@ -90,6 +92,7 @@ def ratio(median: Seconds) -> Facts:
 
 BENCH = Bench(
     keys={"replicas": "4", "width": "64", "layers": "2", "tokens": "2048", "steps": "20"},
+    text={"set": ""},
     run=time_steps,
     facts=ratio,
     packages=("torch", "numpy"),

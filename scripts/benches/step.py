@@ -10,15 +10,17 @@ from typing import Any
 
 from edge import compose
 
-from benches import Bench, Facts, Seconds
+from benches import Bench, Facts, Seconds, nanogpt
 from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import Corpus, open_corpus
 from llmtrain.spec.check import check
 from llmtrain.spec.config import FlopsConvention
-from llmtrain.spec.plan import plan_run
+from llmtrain.spec.plan import RunPlan, plan_run
 from llmtrain.spec.settings import TrainConfig, build_run
 from llmtrain.training import roofline, runtime
+from llmtrain.training.memory import free_memory
 from llmtrain.training.session import Session
+from llmtrain.training.warm import warm_up
 
 VARIANTS = {
     "float32": ("runtime.dtype=float32", "runtime.compile=false"),
@@ -47,10 +49,12 @@ def time_steps(keys: Mapping[str, Any]) -> Seconds:
 
     The variants of a shape take turns, so that all meet the same load; the median step counts.
     Attention is counted causal (half) and full, both over the matmul rate measured just before.
+    A peer follows each shape, on the same device, in the first variant's dtype where it can.
     """
     variants = keys["variants"].split(",")
     for name in variants:
         check(name in VARIANTS, f"variants: {name!r} is not one of {', '.join(VARIANTS)}")
+    peer = nanogpt.checkout(keys["peer"]) if keys["peer"] else None
     found: Seconds = {}
     with tempfile.TemporaryDirectory() as root:
         for model in keys["models"].split(","):
@@ -58,20 +62,41 @@ def time_steps(keys: Mapping[str, Any]) -> Seconds:
             corpus = _widened(open_corpus(prepare(configs[variants[0]].data)), keys["vocab"])
             device = runtime.pick_device(configs[variants[0]].runtime)
             if not found:
-                found = {
-                    "matmul float32, GFLOP/s": roofline.matmul_flops(device, "float32") / 1e9,
-                    "matmul bfloat16, GFLOP/s": roofline.matmul_flops(device, "bfloat16") / 1e9,
-                    "copy, GB/s": roofline.copy_bytes(device) / 1e9,
-                }
+                found = roofline.ceilings(device)
             sessions = {name: _session(config, corpus) for name, config in configs.items()}
             found |= _shape(model, sessions, keys["steps"], found)
+            plan = sessions[variants[0]].plan
+            del sessions
+            free_memory()  # for the peer, or the next shape
+            if peer is not None:
+                rate = _peer_rate(peer, configs[variants[0]], plan, device.type, corpus)
+                found[f"{model} {nanogpt.PEER}, tokens/s"] = rate
     return found
+
+
+def _peer_rate(
+    peer: Path, config: TrainConfig, plan: RunPlan, device: str, corpus: Corpus
+) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "peer"
+        nanogpt.set_up(peer, root, corpus.train, corpus.manifest.vocab_size)
+        return nanogpt.tokens_per_second(
+            root,
+            config.model,
+            rows=plan.batch_tokens // plan.block_len,
+            row_len=plan.block_len,
+            lr=plan.hyper.peak_lr,
+            n_threads=config.runtime.n_threads,
+            device=device,
+            dtype=config.runtime.dtype,
+        )
 
 
 def _config(model: str, variant: str, keys: Mapping[str, Any], root: str) -> TrainConfig:
     tokens = keys["tokens"]
     overrides = [
         f"model={model}",
+        f"seq_len.seq_len={keys['seq_len']}",
         f"recipe.batch_tokens={tokens}",
         "budget.flops=null",
         f"budget.n_tokens={tokens * 1000}",
@@ -105,6 +130,8 @@ def _shape(
     for name, session in sessions.items():
         held = roofline.held_memory(session.device)  # the other variants' too
         runtime.reset_peak_memory(session.device)
+        for _ in warm_up(session):
+            pass
         _take(session, min(SETTLE, n_steps))
         memory[name] = _memory(session) - held
     steps: dict[str, list[float]] = {name: [] for name in sessions}
@@ -122,6 +149,8 @@ def _shape(
             per_token = plan.flops[convention] / plan.n_tokens
             found[f"{model} {name}, MFU {count}, %"] = 100 * per_token * rate / peak
         found[f"{model} {name}, GB"] = memory[name] / 1e9
+        if cold := session.seconds["compile"]:
+            found[f"{model} {name}, compile, s"] = cold
     return found
 
 
@@ -147,22 +176,26 @@ def _take(session: Session, n_steps: int) -> float:
 
 
 def ratios(found: Seconds) -> Facts:
-    """Return how many times faster each variant is than the first one of its shape."""
-    rates = {name: value for name, value in found.items() if name.endswith("tokens/s")}
+    """Return how many times faster each variant is than the first one of its shape, and a peer."""
+    rates = {name: value for name, value in found.items() if name.endswith(", tokens/s")}
     first: dict[str, float] = {}
     facts: Facts = {}
     for name, value in rates.items():
         model, _, variant = name.removesuffix(", tokens/s").partition(" ")
+        if variant == nanogpt.PEER:
+            continue
         base = first.setdefault(model, value)
         if base is not value:
             facts[f"{model} {variant}, times the first"] = value / base
+        if peer := rates.get(f"{model} {nanogpt.PEER}, tokens/s"):
+            facts[f"{model} {variant}, times {nanogpt.PEER}"] = value / peer
     return facts
 
 
 BENCH = Bench(
     column="as named",
-    keys={"steps": "50", "tokens": "4096", "vocab": "256"},
-    text={"models": "w32d2,w64d4,w128d4", "variants": "float32,bfloat16"},
+    keys={"steps": "50", "tokens": "4096", "seq_len": "128", "vocab": "256"},
+    text={"models": "w32d2,w64d4,w128d4", "variants": "float32,bfloat16", "peer": ""},
     run=time_steps,
     facts=ratios,
     packages=("torch", "numpy"),

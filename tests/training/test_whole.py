@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llmtrain.spec.errors import ConfigError
 from llmtrain.training import guard
 from llmtrain.training.batches import resident
+from llmtrain.training.evaluate import Evaluator
 from llmtrain.training.loop import train
 from llmtrain.training.session import Session
 from llmtrain.training.warm import warm_up
@@ -125,6 +126,30 @@ def test_a_whole_step_drops_an_update_by_itself(make, corpus, monkeypatch):
         assert made.recent.pop().isnan()
         made.train_step()
     assert_equal(eager, whole)
+
+
+def test_a_rehearsal_that_meets_a_nan_holds_no_later_step_back(make, corpus, monkeypatch):
+    decide_on_device(monkeypatch)
+    rehearsed, other = (session(make, corpus, whole=True) for _ in range(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Session,
+            "passes",
+            lambda made, stage: [replace(part, weight=NAN) for part in PASSES(made, stage)],
+        )
+        for _ in warm_up(rehearsed):
+            pass
+    for made in (rehearsed, other):
+        made.train_step()
+        assert not made.recent[0].isnan()
+    assert_equal(rehearsed, other)
+
+
+def test_the_rows_of_an_evaluation_lie_on_its_device(corpus):
+    device = torch.device("meta")
+    made = Evaluator(corpus, n_tokens=512, seq_len=32, device=device)
+    assert (made.inputs.device, made.targets.device) == (device, device)
+    assert made.n_bytes == 512  # a byte each
 
 
 class CountReads(TorchDispatchMode):
