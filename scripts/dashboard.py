@@ -23,6 +23,7 @@ from llmtrain.spec.build import build
 from llmtrain.spec.disk import make_folder, write_whole
 from llmtrain.spec.errors import ConfigError, MismatchError
 from llmtrain.spec.record import RECORD_FILE, read_record
+from llmtrain.spec.words import plural
 
 LAW = "report/law.json"
 
@@ -46,8 +47,9 @@ def verdict_of(path: Path) -> list[str]:
         )
         lines.append(f"N_opt grows as C^{a} and D_opt as C^{b} by {fit['method']} (90 %).")
         lines.append(
-            f"{group['n_runs']} runs, {len(group['budgets'])} budgets up to "
-            f"{flops(group['largest_flops'])} FLOPs; {len(law['exclusions'])} runs left out."
+            f"{plural(group['n_runs'], 'run')}, {plural(len(group['budgets']), 'budget')} up to "
+            f"{flops(group['largest_flops'])} FLOPs; {plural(len(law['exclusions']), 'run')} left "
+            "out."
         )
         lines += [f["message"] for f in group["findings"] if f["level"] == "warning"]
     return lines

@@ -54,7 +54,8 @@ def say(console: Console, line: str, style: str = "") -> None:
     """
     if console.is_terminal and not line.startswith("next:"):
         indent = "  " if line.startswith("- ") else ""
-        line = textwrap.fill(line, max(20, console.width), subsequent_indent=indent)
+        width = max(20, console.width)
+        line = textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False)
     console.print(spoken(Text(line, style=style), console))
 
 
