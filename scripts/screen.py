@@ -54,8 +54,7 @@ def say(console: Console, line: str, style: str = "") -> None:
     """
     if console.is_terminal and not line.startswith("next:"):
         indent = "  " if line.startswith("- ") else ""
-        width = max(20, console.width)
-        line = textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False)
+        line = textwrap.fill(line, max(20, console.width), subsequent_indent=indent)
     console.print(spoken(Text(line, style=style), console))
 
 

@@ -278,7 +278,8 @@ def test_what_was_undone_was_paid_for_all_the_same(run, fault, monkeypatch):
     assert whole.seconds["undone"] == 0.0
     taken.clear()
     fault({7}, plant_in_weight, times=1)
-    record, _ = run({"guard.on_nonfinite": "rollback", "checkpoint.every_steps": 5}, root="back")
+    changes = {"guard.on_nonfinite": "rollback", "checkpoint.every_steps": 5, "tracking.points": 20}
+    record, _ = run(changes, root="back")
     assert record.energy_j == sum(taken)
     assert record.seconds["undone"] > 0.0
 
