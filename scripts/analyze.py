@@ -38,6 +38,7 @@ from llmtrain.scaling.results import Analysis
 from llmtrain.scaling.wording import Table
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import FitRefusedError
+from llmtrain.spec.words import plural
 
 
 def default_out(source: Path) -> Path:
@@ -73,7 +74,7 @@ def print_analysis(console: Console, analysis: Analysis, files: ReportFiles) -> 
         print_table(console, multipliers)
     n_excluded = len(analysis.runs.exclusions)
     if n_excluded:
-        console.print(f"{n_excluded} runs were left out; the report gives each its reason")
+        say(console, f"{plural(n_excluded, 'run')} left out; the report gives each its reason")
     if (cost := expense_table(analysis.expense)) is not None:
         print_table(console, cost)
     console.print(f"report:  {files.html}", markup=False)

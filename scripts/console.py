@@ -5,6 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from pace import Pace
 from rich.live import Live
 from rich.text import Text
 from screen import bar, duration, fitted, is_live, open_console, say, spoken, thousands
@@ -47,21 +48,6 @@ class StepProgress(Protocol):
     @property
     def mfu(self) -> float | None:
         """Share of the device's peak; None where no peak is known."""
-
-
-class Pace:
-    """How long something will take from here, by how far it came since it was first seen."""
-
-    def __init__(self) -> None:
-        self.first: tuple[float, float] | None = None
-
-    def left(self, share: float) -> float | None:
-        """Return the seconds left at this share; None at the first look."""
-        now = time.monotonic()
-        if self.first is None:
-            self.first = (now, share)
-        begin, at = self.first
-        return None if share <= at else (now - begin) * (1.0 - share) / (share - at)
 
 
 def run_text(progress: StepProgress, left_s: float | None) -> str:

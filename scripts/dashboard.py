@@ -9,7 +9,7 @@ configs/dashboard.yaml.
 """
 
 import contextlib
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import key_help
@@ -18,52 +18,61 @@ from edge import compose, run_edge
 from llmtrain.board.dashboard import DashboardConfig, build_boards
 from llmtrain.board.identity import has_key, wandb_id
 from llmtrain.scaling.plot.style import budget_colours
-from llmtrain.scaling.wording import flops
 from llmtrain.spec.build import build
 from llmtrain.spec.disk import make_folder, write_whole
 from llmtrain.spec.errors import ConfigError, MismatchError
-from llmtrain.spec.record import RECORD_FILE, read_record
+from llmtrain.spec.expense import bill_text, expense_of
+from llmtrain.spec.jsonfile import read_json
+from llmtrain.spec.record import RECORD_FILE, RunRecord, read_record
+from llmtrain.spec.words import plural
 
 LAW = "report/law.json"
 
 
 def verdict_of(path: Path) -> list[str]:
-    """Return what a law.json found, a sentence each; or how to get one."""
+    """Return a law.json's verdict and warnings, a sentence each; or how to get one.
+
+    Raises ConfigError for a file that is no law.json of this version.
+    """
+    again = "run scripts/analyze.py on the finished runs, then this again"
     if not path.is_file():
-        return ["No law yet: run scripts/analyze.py on the finished runs, then this again."]
-    law = json.loads(path.read_text(encoding="utf-8"))
-    lines = []
-    for group in law["groups"]:
-        chosen = group["recommended"]["exponents"]
-        fit = next((fit for fit in group["fits"] if fit["name"] == chosen), None)
-        if fit is None:
-            lines.append(f"{group['group']}: no law, every method refuses these runs.")
-            continue
-        a, b = (
-            f"{fit[name]:.3f} [{fit[f'{name}_interval90'][0]:.3f}, "
-            f"{fit[f'{name}_interval90'][1]:.3f}]"
-            for name in ("a", "b")
-        )
-        lines.append(f"N_opt grows as C^{a} and D_opt as C^{b} by {fit['method']} (90 %).")
-        lines.append(
-            f"{group['n_runs']} runs, {len(group['budgets'])} budgets up to "
-            f"{flops(group['largest_flops'])} FLOPs; {len(law['exclusions'])} runs left out."
-        )
-        lines += [f["message"] for f in group["findings"] if f["level"] == "warning"]
+        return [f"No law yet: {again}."]
+    lines: list[str] = []
+    try:
+        groups = read_json(path)["groups"]
+        for group in groups:
+            name = f"{group['group']}: " if len(groups) > 1 else ""
+            lines += [f"{name}{line}" for line in group["verdict"]]
+            lines += [f["message"] for f in group["findings"] if f["level"] == "warning"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} holds no verdict ({error!r}); {again}") from error
     return lines
 
 
-def colours_of(folder: Path, group: str) -> dict[str, str]:
-    """Return the colour of each finished run's budget, by its wandb id."""
-    folders = sorted(path.parent for path in folder.glob(f"*/{RECORD_FILE}"))
+def records_of(folder: Path) -> list[RunRecord]:
+    """Return the records of the finished runs in a sweep's folder."""
     records = []
-    for path in folders:
-        with contextlib.suppress(MismatchError):  # the analysis lists it; it has no colour
+    for path in sorted(path.parent for path in folder.glob(f"*/{RECORD_FILE}")):
+        with contextlib.suppress(MismatchError):  # the analysis lists it
             if (record := read_record(path)) is not None:
                 records.append(record)
+    return records
+
+
+def colours_of(records: Sequence[RunRecord], group: str) -> dict[str, str]:
+    """Return the colour of each run's budget, by its wandb id."""
     budgets = sorted({record.flops_budget or 0.0 for record in records})
     colour = dict(zip(budgets, budget_colours(len(budgets)), strict=True))
     return {wandb_id(group, r.run_id): colour[r.flops_budget or 0.0] for r in records}
+
+
+def cost_of(folder: Path, records: Sequence[RunRecord]) -> list[str]:
+    """Return what the runs have cost as a sentence, where their folders say how to count."""
+    expense = expense_of(folder, records)
+    if expense is None:
+        return []
+    runs = plural(len(expense.runs), "finished run")
+    return [f"Cost of {runs}: {bill_text(expense.bill, expense.config)}."]
 
 
 def main(overrides: list[str]) -> None:
@@ -72,7 +81,9 @@ def main(overrides: list[str]) -> None:
     runs = Path(config.runs or f"runs/{config.group}")
     if not runs.is_dir():
         print(f"note: no folder {runs} here, so no law and no colours by budget: set runs= to it")
-    verdict, colours = verdict_of(runs / LAW), colours_of(runs, config.group)
+    records = records_of(runs)
+    verdict = verdict_of(runs / LAW) + cost_of(runs, records)
+    colours = colours_of(records, config.group)
     out = Path(config.out) if config.out else runs / "dashboard"
     boards = build_boards(config, online=False, verdict=verdict, colours=colours)
     make_folder(out)

@@ -20,7 +20,7 @@ the seconds and configs/bill.
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from typing import Any
 import key_help
 from edge import compose, key_values, run_edge
 from rich.table import Table
-from screen import duration, open_console
+from screen import duration, open_console, say
 
 from llmtrain.corpus.prepare import known_tokens
 from llmtrain.scaling.plot.plan import draw_plan
@@ -40,6 +40,7 @@ from llmtrain.spec.plan import plan_run
 from llmtrain.spec.recipe import outside_range
 from llmtrain.spec.settings import TrainConfig, build_run
 from llmtrain.spec.sweeps import SweepConfig
+from llmtrain.spec.words import plural
 from llmtrain.sweep.centre import describe, expected_params
 from llmtrain.sweep.grid import Cell, Grid, family, plan_sweep
 from llmtrain.sweep.pool import make_slots
@@ -63,6 +64,9 @@ COLUMNS = {
     "batch_tokens": ("batch", "d"), "peak_lr": ("lr", ".2e"), "flops": ("FLOPs", ".4g"),
     "budget_error": ("off", "+.3%"), "memory_gb": ("GB", ".3g"), "seconds": ("seconds", ".3g"),
 }  # fmt: skip
+GAP = 2  # between columns
+GIVE_WAY = ("off", "FLOPs", "epochs", "GB", "batch", "seed", "lr", "steps")
+"""Columns that a terminal leaves out where they are too many for it, the first one first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +85,7 @@ class Planned:
         return {
             "run_id": self.cell.run_id,
             "budget": config.budget.flops,
+            "budget_tokens": config.budget.n_tokens,
             "d_model": config.model.d_model,
             "n_layers": config.model.n_layers,
             "seed": config.seed,
@@ -97,6 +102,7 @@ class Planned:
             "budget_error": plan.budget_error,
             "memory_gb": self.memory_bytes / GB,
             "seconds": self.seconds,
+            "energy": "unknown" if bill is None or bill.kwh is None else bill.mark,
             "kwh": None if bill is None else bill.kwh,
             "co2e_kg": None if bill is None else bill.co2e_kg,
             "money": None if bill is None else bill.money,
@@ -116,11 +122,25 @@ def estimate(cell: Cell, speed: Speed | None) -> Planned:
 
 
 def shown(facts: dict[str, Any]) -> list[str]:
-    """Return a cell's line of the table; a question mark for what is not known."""
-    return [
+    """Return a cell's line of the table; a question mark for what is not known.
+
+    The budget of a run that was given tokens is these.
+    """
+    line = [
         "?" if facts[name] is None else f"{facts[name]:{form}}"
         for name, (_, form) in COLUMNS.items()
     ]
+    return line if facts["budget"] is not None else [f"D={facts['budget_tokens']:.3g}", *line[1:]]
+
+
+def fitting(columns: Mapping[str, Sequence[str]], width: int) -> dict[str, Sequence[str]]:
+    """Return the columns that stand side by side in `width`; those of GIVE_WAY go as they must."""
+    left = dict(columns)
+    widths = {name: max(len(name), *map(len, texts)) for name, texts in columns.items()}
+    for name in GIVE_WAY:
+        if sum(widths[n] for n in left) + GAP * (len(left) - 1) > width:
+            del left[name]
+    return left
 
 
 def cost_lines(planned: Sequence[Planned], speed: Speed | None, config: TrainConfig) -> list[str]:
@@ -136,10 +156,10 @@ def cost_lines(planned: Sequence[Planned], speed: Speed | None, config: TrainCon
         ]
     slots = min(len(make_slots(1)), len(seconds))
     error = "" if speed.error is None else f", median error {speed.error:.0%}"
-    learnt = f"learnt from {speed.n_runs} runs{error}" if speed.n_runs else "not measured"
+    learnt = f"learnt from {plural(speed.n_runs, 'run')}{error}" if speed.n_runs else "not measured"
     lines.append(
-        f"time: {duration(sum(seconds))} in all, {duration(makespan(seconds, slots))} on {slots} "
-        f"workers of {speed.machine} ({learnt})"
+        f"time: {duration(sum(seconds))} in all, {duration(makespan(seconds, slots))} on "
+        f"{plural(slots, 'worker')} of {speed.machine} ({learnt})"
     )
     bill = total(item.bill for item in planned if item.bill)
     return [*lines, f"cost: {bill_text(bill, config.bill)}"]
@@ -230,25 +250,29 @@ def warnings(grid: Grid, tokens: int | None) -> list[str]:
 def print_plan(grid: Grid, facts: Sequence[dict[str, Any]], lines: Sequence[str]) -> None:
     """Print the table, the refused cells, the sum and `lines`."""
     console = open_console()
+    titles = [title for title, _ in COLUMNS.values()]
+    columns = dict(zip(titles, zip(*map(shown, facts), strict=True), strict=True)) if facts else {}
+    found = fitting(columns, console.width)
     table = Table(box=None, pad_edge=False)
-    for name, _ in COLUMNS.values():
+    for name in found:
         table.add_column(name, justify="right")
-    for cell in facts:
-        table.add_row(*shown(cell))
+    for row in zip(*found.values(), strict=True):
+        table.add_row(*row)
     console.print(table)
+    if hidden := [name for name in columns if name not in found]:
+        say(console, f"no room here for {', '.join(hidden)}; format=csv has every column")
     for refused in grid.refused:
-        console.print(
-            f"refused: w{refused.d_model}d{refused.n_layers} seed {refused.seed}: {refused.reason}",
-            markup=False,
-        )
+        shape = f"w{refused.d_model}d{refused.n_layers}"
+        say(console, f"refused: {shape} seed {refused.seed}: {refused.reason}")
     whole = sum(cell["flops"] for cell in facts)
-    counted = f"{facts[0]['flops_convention']}; " if facts else ""
-    console.print(
-        f"{len(facts)} cells, {len(grid.refused)} refused; {whole:.4g} FLOPs in all "
-        f"({counted}N without the input embedding)"
+    convention = f"{facts[0]['flops_convention']}; " if facts else ""
+    say(
+        console,
+        f"{plural(len(facts), 'cell')}, {len(grid.refused)} refused; {whole:.4g} FLOPs in all "
+        f"({convention}N without the input embedding)",
     )
     for line in lines:
-        console.print(line, markup=False)
+        say(console, line)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ from llmtrain.spec.errors import ConfigError, MismatchError
 from llmtrain.spec.expense import Expense, bill_text, expense_of
 from llmtrain.spec.record import RunRecord, read_record
 from llmtrain.spec.rundir import PASSED_BY
+from llmtrain.spec.words import plural
 from llmtrain.sweep.ledger import (
     PLAN_FILE,
     CellStatus,
@@ -248,12 +249,13 @@ def notes(look: Look, *, in_full: bool = True) -> list[str]:
     if left is not None:
         found.append(
             f"about {duration(left.seconds)} left: {left.flops_left:.3g} FLOPs x "
-            f"{left.seconds_per_flop:.3g} s per FLOP (mean of {left.n_finished} finished cells) / "
-            f"{left.n_slots} {'at work' if left.at_work else 'slots of this machine'}"
+            f"{left.seconds_per_flop:.3g} s per FLOP (mean of "
+            f"{plural(left.n_finished, 'finished cell')}) / "
+            f"{f'{left.n_slots} at work' if left.at_work else plural(left.n_slots, 'slot')}"
         )
     if look.expense is not None and in_full:
         bill = bill_text(look.expense.bill, look.expense.config)
-        found.append(f"cost of {len(look.expense.runs)} finished cells: {bill}")
+        found.append(f"cost of {plural(len(look.expense.runs), 'finished cell')}: {bill}")
     if look.expense is not None:
         found += [saving.text for saving in look.expense.savings]
     if any(cell.state == "quarantined" for cell in look.cells):

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from console import Pace
+from at_work import AtWork
+from pace import Pace
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 from screen import duration, is_live, open_console, say, spoken
 from stray import StrayLines
 from sweep_view import (
-    Slot,
     SweepView,
     budget_lines,
     curve_lines,
@@ -27,6 +27,7 @@ from llmtrain.spec.errors import InterruptedRunError, LlmtrainError
 from llmtrain.spec.expense import ROUNDS_FILE, bill_config_of, bill_text, run_expense
 from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import PASSED_BY, read_state
+from llmtrain.spec.words import plural
 from llmtrain.sweep.drain import SweepWatcher
 from llmtrain.sweep.ledger import CellStatus, flops_left, flops_of, read_sweep
 from llmtrain.sweep.process import Job, Outcome
@@ -34,34 +35,6 @@ from llmtrain.sweep.process import Job, Outcome
 PLAIN_EVERY_S = 60.0  # between looks at all workers where there is no terminal
 LOOKS_PER_S = 2
 EDGE = 2  # lines of the screen that stay free below the view
-
-
-class AtWork:
-    """A cell that a worker of this process is at."""
-
-    def __init__(self) -> None:
-        self.begin = time.monotonic()
-        self.pace = Pace()
-        self.report: dict[str, Any] = {}
-        self.share: float | None = None
-        self.left_s: float | None = None
-
-    def take(self, report: dict[str, Any]) -> None:
-        """Note what the cell reports."""
-        self.report = report
-        self.share = report["step"] / report["n_steps"]
-        self.left_s = self.pace.left(self.share)
-
-    def slot(self, title: str) -> Slot:
-        """Return what is shown of it."""
-        return Slot(
-            title=title,
-            share=self.share,
-            loss=self.report.get("loss"),
-            tokens_per_second=self.report.get("tokens_per_second"),
-            mfu=self.report.get("mfu"),
-            left_s=self.left_s,
-        )
 
 
 class SweepConsole(SweepWatcher):
@@ -76,6 +49,7 @@ class SweepConsole(SweepWatcher):
         self.at_work: dict[Path, AtWork] = {}
         self.folders: dict[str, Path] = {}
         self.begin: float | None = None
+        self.pace = Pace()
         self.is_stopping = False
         self.awaited = 0
 
@@ -87,8 +61,8 @@ class SweepConsole(SweepWatcher):
         self.opened_at, self.n_jobs, self.n_ended, self.n_failed = time.monotonic(), len(jobs), 0, 0
         n_passed = len(folders) - n_done - len(jobs)
         self.console.print(
-            f"{len(folders)} cells: {n_done} done before, {len(jobs)} to train "
-            f"on {min(n_slots, max(1, len(jobs)))} workers"
+            f"{plural(len(folders), 'cell')}: {n_done} done before, {len(jobs)} to train "
+            f"on {plural(min(n_slots, max(1, len(jobs))), 'worker')}"
             + (f", {n_passed} passed by" if n_passed else "")
         )
         for parent in dict.fromkeys(path.parent for path in folders):
@@ -118,10 +92,9 @@ class SweepConsole(SweepWatcher):
             what = "would train" if cell in to_do else cell.state
             size = f"N {cell.facts['n_params']:,}  D {cell.facts['n_tokens']:,}"
             self.console.print(f"{what:<11} {cell.title}  {size}")
-        flops = sum(map(flops_left, to_do))
+        cells, flops = plural(len(to_do) + len(others), "cell"), sum(map(flops_left, to_do))
         self.console.print(
-            f"{len(to_do) + len(others)} cells: {len(to_do)} to train, {flops:.3g} FLOPs; "
-            "nothing was written"
+            f"{cells}: {len(to_do)} to train, {flops:.3g} FLOPs; nothing was written"
         )
 
     def passed_by(self, job: Job, reason: str | None) -> None:
@@ -133,12 +106,12 @@ class SweepConsole(SweepWatcher):
     def waiting(self, n_cells: int) -> None:
         """Say once what is waited for."""
         if n_cells != self.awaited:
-            self.console.print(f"waiting for {n_cells} cells that other processes are at")
+            self.console.print(f"waiting for {plural(n_cells, 'cell')} that other processes are at")
         self.awaited = n_cells
 
     def submitted(self, job_id: str, n_cells: int, n_tasks: int, directory: Path) -> None:
         """Say where the cells went and how to look after them."""
-        self.console.print(f"job {job_id}: {n_cells} cells for {n_tasks} tasks")
+        self.console.print(f"job {job_id}: {plural(n_cells, 'cell')} for {plural(n_tasks, 'task')}")
         self.console.print(f"how it stands: python scripts/status.py runs={directory}")
         self.console.print(f"its logs: {directory / 'slurm'}; to stop it: scancel {job_id}")
 
@@ -194,7 +167,7 @@ class SweepConsole(SweepWatcher):
     def stopping(self) -> None:
         """Say that the workers save."""
         self.is_stopping = True
-        self.console.print(f"stopping: {len(self.at_work)} cells save their state")
+        self.console.print(f"stopping: saving the state of {plural(len(self.at_work), 'cell')}")
 
     def closed(self) -> None:
         """Take the view away and say how long it took, and what it cost."""
@@ -207,7 +180,7 @@ class SweepConsole(SweepWatcher):
             return
         seconds = time.monotonic() - self.opened_at
         failed = f", {self.n_failed} failed" if self.n_failed else ""
-        self.console.print(f"{self.n_ended} cells in {seconds:.0f} s{failed}")
+        self.console.print(f"{plural(self.n_ended, 'cell')} in {seconds:.0f} s{failed}")
 
     def conclude(self) -> None:
         """Print the curves and the cost of all cells."""
@@ -219,7 +192,7 @@ class SweepConsole(SweepWatcher):
             self.console.print(spoken(line, self.console))
         if self.bills:
             cost = bill_text(total(self.bills.values()), self.bill_config)
-            say(self.console, f"cost of {len(self.bills)} finished cells: {cost}")
+            say(self.console, f"cost of {plural(len(self.bills), 'finished cell')}: {cost}")
         failed = [path for path, cell in self.cells.items() if cell.state in PASSED_BY]
         if failed:
             quarantined = any(read_state(path)[0] == "quarantined" for path in failed)
@@ -281,11 +254,11 @@ class SweepConsole(SweepWatcher):
         return min(1.0, self._flops_done() / whole) if whole > 0 else None
 
     def _left(self) -> float | None:
+        """Return the seconds left by the pace since the first step, the workers' start left out."""
         done = self._flops_done()
         if self.begin is None or done <= self.flops_before:
             return None
-        rate = (done - self.flops_before) / (time.monotonic() - self.begin)
-        return max(0.0, self._flops() - done) / rate
+        return self.pace.left(done, self._flops())
 
     def _bill(self) -> Bill | None:
         """Return the cost of what has ended, and of what is at work by its time so far."""

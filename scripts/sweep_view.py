@@ -17,6 +17,7 @@ from llmtrain.scaling.wording import count, flops
 from llmtrain.spec.bill import Bill, BillConfig
 from llmtrain.spec.expense import bill_text, energy_text, money_text
 from llmtrain.spec.rundir import PASSED_BY
+from llmtrain.spec.words import plural
 from llmtrain.sweep.ledger import STATES, CellStatus
 
 STYLES = {"done": "green", "running": "cyan", "failed": "red", "quarantined": "red"}
@@ -183,7 +184,7 @@ def budget_lines(cells: Sequence[CellStatus]) -> list[str]:
     """Return how far each budget is, and its lowest loss, as lines that say so."""
     lines = []
     for curve in curves_of(cells):
-        line = f"budget {flops(curve.budget)}: {curve.n_done}/{curve.n_cells} cells"
+        line = f"budget {flops(curve.budget)}: {curve.n_done}/{plural(curve.n_cells, 'cell')}"
         if curve.lowest is not None:
             params, loss = curve.lowest
             line += f", lowest loss {loss:.4f} at N {count(params)}"
@@ -205,4 +206,4 @@ def counted(cells: Sequence[CellStatus]) -> str:
     """Return how many cells are in each state."""
     counts = Counter(cell.state for cell in cells)
     known = [f"{counts[state]} {state}" for state in STATES if counts[state]]
-    return f"{len(cells)} cells: {', '.join(known)}"
+    return f"{plural(len(cells), 'cell')}: {', '.join(known)}"

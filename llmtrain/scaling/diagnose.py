@@ -19,6 +19,7 @@ from llmtrain.scaling.parametric import GRADIENT_LIMIT, ParametricFit
 from llmtrain.scaling.runs import Runs
 from llmtrain.scaling.sensitivity import Sensitivity
 from llmtrain.scaling.wording import span
+from llmtrain.spec.words import plural
 
 CONDITION_LIMIT = 2000.0
 """Sound public families lie between 110 and 700, ladders of one D/N above 2500."""
@@ -172,7 +173,7 @@ def check_stability(
         assert size.mean_absolute is not None
         message = (
             f"the smaller models miss the largest, N = {held_model.params:.3g} "
-            f"({held_model.n_runs} runs), by {100 * size.mean_absolute:.1f} % on average "
+            f"({plural(held_model.n_runs, 'run')}), by {100 * size.mean_absolute:.1f} % on average "
             f"({size.method}): losses of larger models deserve little trust"
         )
         found.append(Finding(level="warning", code="backtest", message=message))

@@ -16,6 +16,7 @@ from llmtrain.scaling.law import Array, fit_power_law
 from llmtrain.scaling.parametric import FitOptions, fit_parametric
 from llmtrain.scaling.runs import Runs
 from llmtrain.spec.errors import FitRefusedError
+from llmtrain.spec.words import plural
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,7 +182,7 @@ def _line_forecast(minima: list[Curve], target: float, truth: float) -> Forecast
             loss_interval=None,
             error=None,
             run_errors=None,
-            note=f"{len(minima)} smaller budgets with a minimum inside their grid, needs 2",
+            note=f"{plural(len(minima), 'smaller budget')} with a minimum inside the grid, needs 2",
         )
     law = fit_power_law(
         np.array([c.budget for c in minima]), np.array([c.params.loss for c in minima])

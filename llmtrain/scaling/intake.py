@@ -10,6 +10,7 @@ from llmtrain.scaling.diagnose import Finding
 from llmtrain.scaling.lr_bracket import repeated_rates
 from llmtrain.scaling.runs import Runs
 from llmtrain.scaling.texts import NATS, loss_unit
+from llmtrain.spec.words import plural
 
 FLOPS_RATIO_SPREAD = 1.5
 LEAST_PARAMS, LEAST_TOKENS = 2e4, 2e5
@@ -60,7 +61,7 @@ def _excluded(runs: Runs) -> list[Finding]:
     reasons = Counter(item.reason for item in left_out)
     shown = "; ".join(f"{n} x {reason}" for reason, n in reasons.most_common(6))
     more = f"; {len(reasons) - 6} other reasons" if len(reasons) > 6 else ""
-    message = f"{len(left_out)} rows left out, each listed at the end: {shown}{more}"
+    message = f"{plural(len(left_out), 'row')} left out, each listed at the end: {shown}{more}"
     return [_warn("excluded", message)]
 
 
@@ -166,13 +167,15 @@ def _troubled(runs: Runs) -> list[Finding]:
     skipped = [record.n_skipped / record.n_steps for record in runs.records if record.n_skipped]
     if skipped:
         message = (
-            f"{len(skipped)} runs skipped updates that were not finite, up to "
+            f"{plural(len(skipped), 'run')} skipped updates that were not finite, up to "
             f"{100 * max(skipped):.2g} % of their steps; their tokens count in full"
         )
         found.append(_warn("skipped", message))
     spikes = [record.n_spikes for record in runs.records if record.n_spikes]
     if spikes:
-        message = f"{len(spikes)} runs had spikes in the training loss, {sum(spikes)} in all"
+        message = (
+            f"{plural(len(spikes), 'run')} had spikes in the training loss, {sum(spikes)} in all"
+        )
         found.append(Finding(level="note", code="spikes", message=message))
     return found
 
@@ -182,7 +185,7 @@ def _counted(values: Iterable[str]) -> list[tuple[str, int]]:
 
 
 def _listed(counted: list[tuple[str, int]]) -> str:
-    shown = ", ".join(f"{name[:24]} ({n} runs)" for name, n in counted[:4])
+    shown = ", ".join(f"{name[:24]} ({plural(n, 'run')})" for name, n in counted[:4])
     return shown + (", ..." if len(counted) > 4 else "")
 
 

@@ -19,7 +19,7 @@ from llmtrain.scaling.law import LossLaw, PowerLaw
 from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.results import Analysis, GroupAnalysis
 from llmtrain.scaling.texts import Texts, texts_from
-from llmtrain.scaling.verdict import target
+from llmtrain.scaling.verdict import target, verdict
 from llmtrain.spec.errors import ConfigError, FitRefusedError
 from llmtrain.spec.jsonfile import read_json
 
@@ -78,6 +78,7 @@ def _group(group: GroupAnalysis) -> dict[str, Any]:
     main, surface = group.main, group.surface
     return {
         "group": group.group,
+        "verdict": verdict(group),
         "n_runs": len(group.runs),
         "budgets": group.runs.budgets,
         "budgets_from": group.budgets_from,

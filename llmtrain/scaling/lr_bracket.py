@@ -21,6 +21,7 @@ from llmtrain.scaling.law import Array
 from llmtrain.scaling.precision import Cells, local_isoflop
 from llmtrain.scaling.runs import Runs
 from llmtrain.spec.errors import FitRefusedError
+from llmtrain.spec.words import plural
 
 MIN_RATES = 3
 MIN_CELLS = 3
@@ -124,7 +125,7 @@ def fit_bracket(base: Runs, bracket: Runs, n_draws: int, seed: int) -> RateBrack
     )
     members = [own for own in members if np.isfinite(bracket.budget[own]).all()]
     n_off = len(cells) - len(members)
-    off = f"{n_off} cells in no IsoFLOP curve are not in it" if n_off else ""
+    off = f"{plural(n_off, 'cell')} in no IsoFLOP curve left out" if n_off else ""
     if len(members) < MIN_CELLS:
         note = f"{len(members)} cells with {MIN_RATES} rates, needs {MIN_CELLS}"
         return replace(nothing, note=f"{note}; {off}" if off else note)

@@ -11,6 +11,7 @@ from llmtrain.scaling.parametric import ParametricFit
 from llmtrain.scaling.results import GroupAnalysis
 from llmtrain.scaling.texts import loss_unit
 from llmtrain.scaling.wording import count, count_span, counted, flops, span
+from llmtrain.spec.words import plural
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +120,7 @@ def verdict(group: GroupAnalysis) -> list[str]:
     n_warned = sum(finding.level != "note" for finding in group.findings)
     noise = "" if group.noise is None else f" seed noise {group.noise.sd:.4f} {unit};"
     lines.append(
-        f"{len(group.runs)} runs, {len(group.runs.budgets)} budgets;{noise} {n_left} rows left "
-        f"out; {n_warned} warnings or refusals."
+        f"{plural(len(group.runs), 'run')}, {plural(len(group.runs.budgets), 'budget')};{noise} "
+        f"{plural(n_left, 'row')} left out; {n_warned} warnings or refusals."
     )
     return lines

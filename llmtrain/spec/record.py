@@ -82,7 +82,7 @@ class RunRecord:
     train_loss: float
     """Mean over the last twentieth of the steps, nats per token."""
     seconds: dict[str, float]
-    """Wall seconds by part: setup, compile, train, evaluate, save."""
+    """Wall seconds by part: setup, compile, train, evaluate, save, undone (by rollbacks)."""
     tokens_per_second: float
     mfu: float | None
     """Model FLOPs (full_attention) over time and peak; null where no peak is known."""

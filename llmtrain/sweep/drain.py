@@ -137,15 +137,15 @@ def drain(
     """
     jobs = {run_directory(config): cell_job(config) for config in configs}
     recorder = _Recorder({job.name: path for path, job in jobs.items()}, watcher)
-    done_before = sum(is_done(path) for path in jobs)
-    unsettled = _unsettled(jobs, recorder)
+    done = {path for path in jobs if is_done(path)}
+    passed_by = [path for path in jobs if path not in done and is_passed_by(path)]
+    unsettled = [path for path in jobs if path not in done and path not in passed_by]
     n_slots = len(pool.slots)
     refuse_sweep_room([c for c in configs if run_directory(c) in unsettled], at_once=n_slots)
     first = [jobs[path] for path in unsettled]
-    watcher.opened(first, done_before, n_slots, list(jobs))
-    for path, job in jobs.items():
-        if is_passed_by(path):
-            watcher.passed_by(job, read_state(path)[1])
+    watcher.opened(first, len(done), n_slots, list(jobs))
+    for path in passed_by:
+        watcher.passed_by(jobs[path], read_state(path)[1])
     try:
         with compile_cache(configs):
             # Each look takes up what another process held in the one before and then gave back.

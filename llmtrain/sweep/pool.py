@@ -13,6 +13,7 @@ from typing import Any
 
 from llmtrain.spec.errors import InterruptedRunError
 from llmtrain.spec.signals import STOP_SIGNALS, handled, interrupt
+from llmtrain.spec.words import plural
 from llmtrain.sweep.ahead import Ahead, Compiler
 from llmtrain.sweep.process import GRACE_S, Job, Outcome, Slot, Work, Worker
 
@@ -111,7 +112,8 @@ class Pool:
             _stop(self.workers)
             done = sum(outcome.error is None for outcome in outcomes.values())
             raise InterruptedRunError(
-                f"stopped with {done} of {len(jobs)} cells done; run the same command to go on"
+                f"stopped with {done} of {plural(len(jobs), 'cell')} done; run the same command to "
+                "go on"
             ) from None
         except BaseException:  # the watcher's: what ended one job would end all
             self.ahead.close()

@@ -16,6 +16,7 @@ from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import run_directory, write_json
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.spec.sweeps import SweepConfig
+from llmtrain.spec.words import plural
 from llmtrain.sweep.adaptive import next_round
 from llmtrain.sweep.centre import expected_params
 from llmtrain.sweep.decision import Candidate, Measured, Pick, Round
@@ -103,8 +104,8 @@ class AdaptiveSweep:
                 waiting = [c for c in waiting if c.run_id not in failures]
                 if waiting:
                     tell(
-                        f"round {len(rounds)}: {len(waiting)} cells are still to come; run the "
-                        "same command when they are done"
+                        f"round {len(rounds)}: {plural(len(waiting), 'cell')} still to come; run "
+                        "the same command when that is done"
                     )
                     return failures
             decision = self.decide(self._measured([pick for picks, _ in rounds for pick in picks]))

@@ -12,6 +12,7 @@ from llmtrain.spec.errors import LlmtrainError
 from llmtrain.spec.plan import RunPlan
 from llmtrain.spec.record import RECORD_FILE, RunRecord, read_record
 from llmtrain.spec.settings import RuntimeConfig, TrainConfig
+from llmtrain.spec.words import plural
 
 MIN_RUNS = 3
 HELD_OUT = 200
@@ -69,7 +70,8 @@ def own_flops(record: RunRecord) -> float:
 def machine_of(record: RunRecord) -> str:
     """Return what decides the speed of a run besides its shape, in words."""
     facts = record.hardware
-    device = facts.get("gpu") or f"{facts.get('cpu', 'CPU')}, {facts.get('threads', '1')} thread(s)"
+    threads = plural(int(facts.get("threads", "1")), "thread")
+    device = facts.get("gpu") or f"{facts.get('cpu', 'CPU')}, {threads}"
     many = "" if facts.get("n_devices", "1") == "1" else f" x {facts['n_devices']}"
     return f"{device}{many}, {record.dtype}"
 

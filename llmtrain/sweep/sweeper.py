@@ -22,6 +22,7 @@ from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.settings import TrainConfig, build_launch, build_run
 from llmtrain.spec.sweeps import LaunchConfig, SweepConfig
+from llmtrain.spec.words import plural
 from llmtrain.sweep.grid import Cell, Grid, plan_sweep
 from llmtrain.sweep.launcher import HANDS, CellFailedError, CellLauncher, plain, refuse_teams
 from llmtrain.sweep.ledger import cell_status, facts, reopen, write_sweep
@@ -66,7 +67,8 @@ class IsoflopSweeper(Sweeper):
             if failures:
                 name, reason = next(iter(failures.items()))
                 raise CellFailedError(
-                    f"{len(failures)} cells failed, the others are done; first: {name}: {reason}"
+                    f"{plural(len(failures), 'cell')} failed, the others are done; first: "
+                    f"{name}: {reason}"
                 )
             return None
         if isinstance(self.runner, CellLauncher):  # another one trains every point
@@ -214,6 +216,6 @@ def raise_failures(outcomes: Sequence[Outcome | None]) -> None:
     failed = [o for o in outcomes if o is not None and o.error is not None]
     if failed:
         raise CellFailedError(
-            f"{len(failed)} of {len(outcomes)} cells failed, the others are done; first: "
+            f"{len(failed)} of {plural(len(outcomes), 'cell')} failed, the others are done; first: "
             f"{failed[0].job.name}: {failed[0].error}"
         )

@@ -67,7 +67,7 @@ class Run:
         self.evaluate_every = max(1, plan.n_steps // config.evaluation.points)
         self._begin(begin)
 
-    def _begin(self, begin: float) -> None:
+    def _begin(self, begin: float, *, goes_back: bool = False) -> None:
         """Start from the newest sound checkpoint; `begin`: when the set-up did."""
         config, plan = self.config, self.plan
         self.session = Session(config, plan, self.corpus, self.device, self.team)
@@ -82,9 +82,10 @@ class Run:
         if state is not None:
             self.evaluating = state.get("evaluating", False)
             self.session.restore(state["session"])
-            joules = state.get("joules")  # this run's, of all devices together
-            shares = self.session.stacked / self.team.n_devices
-            self.energy.start_from(joules and joules * shares)
+            if not goes_back:  # what was undone was spent all the same: the meter counts on
+                joules = state.get("joules")  # this run's, of all devices together
+                shares = self.session.stacked / self.team.n_devices
+                self.energy.start_from(joules and joules * shares)
         elif config.checkpoint.branch_from is not None:
             shared = starting_state(config, plan, self.corpus.manifest.data_id)
         self._open_logs(0 if state is None else state["metrics"])
@@ -133,13 +134,15 @@ class Run:
     def _go_back(self) -> None:
         begin = time.perf_counter()
         self.saver.wait()
-        failed = self.session.guard.failed
+        failed, spent = self.session.guard.failed, sum(self.session.seconds.values())
         self.metrics.close()
         self.mirror.finish({}, exit_code=InterruptedRunError.exit_code)
         del self.session
         gc.collect()  # the next one needs the memory
-        self._begin(begin)
+        self._begin(begin, goes_back=True)
         self.session.guard.failed = failed
+        spent += time.perf_counter() - begin
+        self.session.seconds["undone"] += max(0.0, spent - sum(self.session.seconds.values()))
 
     def train(self, until: int) -> None:
         """Take steps up to step `until`."""

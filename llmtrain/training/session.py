@@ -51,7 +51,8 @@ class Session:
         self.config, self.plan, self.device, self.team = config, plan, device, team
         self.step = 0
         self.first_step = 0  # where a branch left its trunk
-        self.seconds = {"setup": 0.0, "compile": 0.0, "train": 0.0, "evaluate": 0.0, "save": 0.0}
+        parts = ("setup", "compile", "train", "evaluate", "save", "undone")
+        self.seconds = dict.fromkeys(parts, 0.0)
         self.tail_sum, self.tail_steps = 0.0, 0
         self.stacked = 1  # runs that took steps together with this one, itself included, at most
         self.recent: list[Tensor] = []  # losses since the last row; read together, one sync

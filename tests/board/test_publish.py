@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 
+import dashboard
 import numpy as np
 import pytest
 from test_mirror import inspect
@@ -19,6 +20,8 @@ from llmtrain.scaling.analysis import analyze
 from llmtrain.scaling.load import load_runs
 from llmtrain.scaling.publish import publish
 from llmtrain.scaling.report import write_report
+from llmtrain.scaling.verdict import verdict
+from llmtrain.spec.bill import PLAIN
 from llmtrain.spec.errors import ConfigError
 from llmtrain.spec.rundir import run_directory
 from llmtrain.training.loop import train
@@ -222,9 +225,36 @@ def test_the_script_writes_json_and_says_how_to_publish(root, analysed, tmp_path
     assert done.returncode == 0, done.stderr
     assert "not published: run `wandb login`" in done.stdout
     report = (tmp_path / "runs/planted/dashboard/report.json").read_text()
-    assert "N_opt grows as C^" in report
+    first = report.index('"Verdict"')
+    for line in verdict(analysed[0].groups[0]):
+        assert json.dumps(line, ensure_ascii=False)[1:-1] in report[first:]
     assert "36 runs, 4 budgets" in report
     assert "note:" not in done.stdout
+
+
+def test_the_report_says_what_the_sweep_cost_and_that_it_is_an_estimate(planted_sweep):
+    def estimated(record):
+        return dataclasses.replace(record, energy_j=3.6e6, energy_source="estimated")
+
+    folder = planted_sweep(change=estimated)
+    for path in folder.glob("*/record.json"):
+        path.with_name("config.json").write_text(
+            json.dumps({"config": {"bill": dataclasses.asdict(PLAIN) | {"price_per_hour": 600.0}}})
+        )
+    records = dashboard.records_of(folder)
+    assert len(records) == 36
+    (line,) = dashboard.cost_of(folder, records)
+    assert line.startswith("Cost of 36 finished runs: estimated 36 kWh, 17.1 kg CO2e (475 g/kWh")
+    assert line.endswith("; 18.00 USD.")
+    assert dashboard.cost_of(folder, []) == []
+
+
+def test_a_law_that_holds_no_verdict_is_one_line(tmp_path):
+    law = tmp_path / "law.json"
+    for text in ("{", '{"groups": [{"group": "old"}]}'):
+        law.write_text(text)
+        with pytest.raises(ConfigError, match=r"holds no verdict .*run scripts/analyze\.py"):
+            dashboard.verdict_of(law)
 
 
 def test_a_group_without_a_folder_is_said(root, tmp_path):

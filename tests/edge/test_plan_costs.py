@@ -6,6 +6,7 @@ import json
 
 import plan
 import pytest
+from rich.console import Console
 
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.bill import CPU_WATTS_PER_THREAD
@@ -70,6 +71,50 @@ def test_csv_and_json_hold_the_same_cells_and_the_picture_is_drawn(capsys, tmp_p
     printed = capsys.readouterr().out
     assert "18 cells, 0 refused" in printed
     assert "time and cost unknown" in printed
+
+
+def seen(capsys, monkeypatch, width, *overrides):
+    """Return the lines of the plan on a terminal of `width` columns."""
+    file = io.StringIO()
+    terminal = Console(
+        file=file, width=width, force_terminal=True, color_system=None, soft_wrap=True, markup=False
+    )
+    monkeypatch.setattr(plan, "open_console", lambda: terminal)
+    plan.main(list(overrides))
+    return file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_terminal_sees_whole_numbers_and_what_has_no_room_is_named(
+    capsys, monkeypatch, tmp_path, width
+):
+    rest = (*SWEEP, f"runs_root={tmp_path}", f"data.root={tmp_path}")
+    lines = seen(capsys, monkeypatch, width, *rest)
+    assert max(map(len, lines)) <= width
+    assert not [line for line in lines if "…" in line]
+    assert all(title in lines[0].split() for title in ("budget", "N", "D", "D/N", "seconds"))
+    text = " ".join(lines)
+    assert ("format=csv has every column" in text) == (width == 80)
+    for title in ("epochs", "steps", "batch", "lr", "FLOPs", "off", "GB"):
+        assert title in lines[0].split() or f" {title}," in text or f" {title};" in text
+
+
+def test_a_run_that_was_given_tokens_says_so_in_place_of_a_budget(capsys, tmp_path):
+    tokens = ("budget.flops=null", "budget.n_tokens=100000")
+    plan.main(["model=w32d2", *tokens, f"runs_root={tmp_path}", f"data.root={tmp_path}"])
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[1].split()[0] == "D=1e+05"
+    assert "\n1 cell, 0 refused" in printed
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_energy_that_is_planned_is_called_estimated_in_every_form(capsys, tmp_path, form):
+    speed = ("runtime.peak_tflops=2e-3", "bill.assumed_mfu=0.5", "bill.device_watts=100")
+    plan.main([*SWEEP, *speed, f"runs_root={tmp_path}", f"data.root={tmp_path}", f"format={form}"])
+    text = capsys.readouterr().out
+    cells = json.loads(text) if form == "json" else list(csv.DictReader(io.StringIO(text)))
+    assert all(float(cell["kwh"]) > 0 for cell in cells)
+    assert {cell["energy"] for cell in cells} == {"estimated"}
 
 
 @pytest.mark.parametrize("item", ["format=xml", "picture=plan.pdf"])

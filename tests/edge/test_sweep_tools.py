@@ -24,7 +24,7 @@ def test_a_dry_run_writes_nothing_and_only_trains_what_it_names(cli, tiny_overri
     named = {line.split()[2] for line in lines[:-1]}
     assert list(tmp_path.iterdir()) == []
     single = cli("train.py", *tiny_overrides, "dry_run=true")
-    assert "1 cells: 1 to train" in single.stdout, single.stderr
+    assert "1 cell: 1 to train" in single.stdout, single.stderr
     assert list(tmp_path.iterdir()) == []
 
     done = cli("train.py", *tiny_overrides, *PRODUCT, "only=2e9")
@@ -49,7 +49,7 @@ def test_a_cell_in_quarantine_is_passed_by_until_retry(cli, tiny_overrides, tmp_
     assert [done.returncode for done in outputs] == [1, 1, 1]
     assert [done.stdout.count("FAILED: ") for done in outputs] == [1, 1, 0]
     assert "PASSED BY: step" in outputs[2].stdout
-    assert "2 cells: 1 done before, 0 to train on 1 workers, 1 passed by" in outputs[2].stdout
+    assert "2 cells: 1 done before, 0 to train on 1 worker, 1 passed by" in outputs[2].stdout
     hints = ["the same command tries them again", *["same command with retry=failed tries"] * 2]
     for done, hint in zip(outputs, hints, strict=True):
         assert hint in " ".join(done.stdout.split())

@@ -128,7 +128,7 @@ def test_ctrl_c_saves_and_gives_the_terminal_back(tiny_overrides, tmp_path, root
     screen = Screen(80)
     screen.feed(raw)
     text = "\n".join(screen.lines)
-    assert "stopping: 2 cells save their state" in text
+    assert "stopping: saving the state of 2 cells" in text
     assert "run the same command to go on" in text
     assert "at work" not in text
     assert raw.count("\x1b[?25l") == raw.count("\x1b[?25h")

@@ -1,19 +1,24 @@
 """The views of a sweep and of a run as lines, from known states."""
 
+import dataclasses
 import io
 import json
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from console import Pace, run_line
+from console import run_line
+from pace import Pace
 from rich.console import Console
 from screen import bar, duration, say, spoken, thousands
 from stray import StrayLines
+from sweep_console import SweepConsole
 from sweep_view import Slot, SweepView, budget_lines, curve_lines, curves_of, view_lines
 from text_plot import HEIGHT, LOWEST, POINT, BudgetCurve, column_of, panel, panels
 
 from llmtrain.spec.bill import Bill, BillConfig
+from llmtrain.spec.words import plural
 from llmtrain.sweep.ledger import CellStatus
 
 BILL = BillConfig(
@@ -160,7 +165,7 @@ def test_nothing_is_drawn_before_a_cell_has_ended():
     )
     assert curve_lines([unknown], 80) == []
     view = sweep(cells=[unknown], slots=[], share=None, bill=None, left_s=None)
-    assert shown(view, 80) == ["1 cells: 1 done"]
+    assert shown(view, 80) == ["1 cell: 1 done"]
 
 
 PROGRESS = SimpleNamespace(
@@ -180,11 +185,24 @@ def test_one_run_is_one_line(width):
 
 def test_the_pace_counts_from_the_first_look(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("console.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pace.time.monotonic", lambda: now[0])
     pace = Pace()
     assert pace.left(0.5) is None  # a run that goes on from its half
     now[0] += 10
     assert pace.left(0.6) == pytest.approx(40.0)
+
+
+def test_the_time_a_sweep_has_left_is_not_that_of_its_workers_start(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("pace.time.monotonic", lambda: now[0])
+    console = SweepConsole(console_for(80, terminal=False))
+    one = cell(1e10, 2000, state="running")
+    console.opened([], 0, 2, [])
+    now[0] += 60.0  # imports, compilation
+    for done, left in ((0.0, None), (1e8, None), (1.1e9, 89.0)):
+        console.cells = {Path(one.run_id): dataclasses.replace(one, flops_done=done)}
+        assert console.view().left_s == (None if left is None else pytest.approx(left))
+        now[0] += 10.0
 
 
 @pytest.mark.parametrize(
@@ -193,6 +211,18 @@ def test_the_pace_counts_from_the_first_look(monkeypatch):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_one_thing_is_not_called_several():
+    assert (plural(0, "cell"), plural(1, "cell"), plural(2, "cell")) == (
+        "0 cells",
+        "1 cell",
+        "2 cells",
+    )
+    console = console_for(80, terminal=False)
+    SweepConsole(console).opened([], 1, 2, [Path("x/one")])
+    assert printed(console) == "1 cell: 1 done before, 0 to train on 1 worker\n"
+    assert budget_lines([cell(1e9, 10)]) == ["budget 1e9: 0/1 cell"]
 
 
 def test_rates_and_bars():

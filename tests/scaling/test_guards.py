@@ -179,7 +179,7 @@ WARNED: list[tuple[str, Callable[[Rows], None], str]] = [
     ("excluded", unfinished, "1 x status failed"),
     ("excluded", unannealed, "1 x not annealed, among annealed runs"),
     ("unannealed", checkpoints, "45 of 90 points"),
-    ("code", two_states_of_code, "aaaa (44 runs), aaaa+bbbb (1 runs)"),
+    ("code", two_states_of_code, "aaaa (44 runs), aaaa+bbbb (1 run)"),
     ("mixed", mixed_schedules, "runs of 2 schedules are fitted together: cosine, wsd"),
     ("mixed", mixed_recipes, "runs of 2 recipes are fitted together: a, b"),
     ("units", billions, "not millions or billions"),

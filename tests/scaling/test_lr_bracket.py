@@ -137,5 +137,5 @@ def test_a_cell_in_no_curve_has_its_rates_and_is_not_in_the_refit(records):
     found = fit_bracket(base, several, n_draws=20, seed=0)
     assert len(found.cells) == 12
     assert found.a_best is not None
-    assert "1 cells in no IsoFLOP curve are not in it" in bracket_line(found)
+    assert "1 cell in no IsoFLOP curve left out" in bracket_line(found)
     assert "–" in [row[0] for row in bracket_table(found).rows]

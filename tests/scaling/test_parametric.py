@@ -83,6 +83,7 @@ def test_two_hundred_noise_free_surfaces_come_back(
         N, D = isoflop_grid(law, np.geomspace(1e17, 1e21, 5), 8.0, 9)
         found = fitter(N, D, law.loss(N, D)).law
         assert (found.alpha, found.beta) == pytest.approx((law.alpha, law.beta), abs=1e-4)
+        assert constants(found) == pytest.approx(constants(law), rel=1e-3)
 
 
 def test_order_units_and_duplicates_leave_the_fit_alone(isoflop_grid: Grid) -> None:

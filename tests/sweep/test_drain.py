@@ -16,10 +16,11 @@ from llmtrain.spec.branching import share_trunk
 from llmtrain.spec.errors import ConfigError, RunLockedError
 from llmtrain.spec.plan import plan_run, run_id
 from llmtrain.spec.rundir import hold, read_state, run_directory, write_json, write_state
-from llmtrain.sweep import slurm
-from llmtrain.sweep.drain import read_cells, take, write_cells
+from llmtrain.sweep import drain, slurm
+from llmtrain.sweep.drain import SweepWatcher, read_cells, take, write_cells
 from llmtrain.sweep.grid import Cell
-from llmtrain.sweep.ledger import release_branches, reopen
+from llmtrain.sweep.ledger import is_done, release_branches, reopen
+from llmtrain.sweep.pool import make_slots
 from llmtrain.sweep.select import with_trunks
 from llmtrain.training import worker
 from llmtrain.training.loop import train
@@ -270,6 +271,29 @@ def test_a_held_cell_is_left_to_its_holder(cell, start):
     assert run_directory(held).name not in out
     assert loss(free) > 0
     assert not (run_directory(held) / "record.json").exists()
+
+
+def test_a_cell_that_another_process_finishes_in_the_instant_of_the_start_is_not_passed_by(
+    cell, monkeypatch
+):
+    config = cell(0)
+    directory = run_directory(config)
+    directory.mkdir(parents=True)
+    opened = []
+
+    class Heard(SweepWatcher):
+        def opened(self, jobs, n_done, n_slots, folders):
+            opened.append((len(jobs), n_done, len(folders)))
+
+    def finished_after_the_look(path):
+        found = is_done(path)
+        (directory / "record.json").touch()
+        return found
+
+    monkeypatch.setattr(drain, "is_done", finished_after_the_look)
+    with drain.cell_pool(worker.work, make_slots(1)) as pool:
+        assert drain.drain([config], pool, Heard()) == []
+    assert opened == [(1, 0, 1)]  # to train, done before, in all: none is left over
 
 
 def test_a_file_of_cells_comes_back_as_it_was_and_is_named_by_its_cells(cell):

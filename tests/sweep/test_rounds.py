@@ -120,7 +120,7 @@ def test_cells_on_a_cluster_are_waited_for_by_running_again(adaptive):
         return {}
 
     assert sweep.run(submit, lines.append) == {}
-    assert "8 cells are still to come; run the same command" in lines[-1]
+    assert "8 cells still to come; run the same command" in lines[-1]
     for cell in handed:
         write_planted_record(cell, LAW, 0.004)
     trainer = Trainer()

@@ -14,7 +14,7 @@ from setups import new_session
 from llmtrain.spec.errors import DivergedError, InterruptedRunError
 from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import read_state, run_directory
-from llmtrain.training import guard
+from llmtrain.training import energy, guard
 from llmtrain.training.guard import RollBack
 from llmtrain.training.loop import train
 from llmtrain.training.session import Session
@@ -261,6 +261,27 @@ def test_going_back_after_a_lasting_fault_equals_skipping_it(run, fault, every):
     assert result(record) == result(expected)
     assert record.n_skipped == 1
     assert rows(directory) == rows(skipped)
+
+
+def test_what_was_undone_was_paid_for_all_the_same(run, fault, monkeypatch):
+    taken = []
+
+    class Counter:
+        source = "rapl"
+
+        def take(self):
+            taken.append(10.0)
+            return 10.0
+
+    monkeypatch.setattr(energy, "_counter", lambda _device: Counter())
+    whole, _ = run(root="whole")
+    assert whole.seconds["undone"] == 0.0
+    taken.clear()
+    fault({7}, plant_in_weight, times=1)
+    changes = {"guard.on_nonfinite": "rollback", "checkpoint.every_steps": 5, "tracking.points": 20}
+    record, _ = run(changes, root="back")
+    assert record.energy_j == sum(taken)
+    assert record.seconds["undone"] > 0.0
 
 
 def test_a_weight_that_no_loss_shows_is_found_before_it_is_saved(run, monkeypatch):
