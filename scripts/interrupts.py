@@ -42,11 +42,16 @@ def ignored() -> None:
 
 
 def _leave_at_once(number: int, _frame: FrameType | None) -> NoReturn:
+    handle(STOP_SIGNALS, _say_nothing)  # another one would say a line of its own
     program, name = Path(sys.argv[0]).name, signal.Signals(number).name
     if os.environ.get("LOCAL_RANK", "0") == "0":
         with contextlib.suppress(OSError):
             os.write(2, f"{program}: stopped by {name}; run the same command to go on\n".encode())
     os._exit(InterruptedRunError.exit_code)
+
+
+def _say_nothing(_number: int, _frame: FrameType | None) -> None:
+    """Let the first signal do."""
 
 
 # Not by an exception: one raised while modules are imported can get lost in the locks of imports.

@@ -13,7 +13,17 @@ from llmtrain.spec.build import build
 from llmtrain.spec.graphs import Graph, graphs
 from llmtrain.spec.plan import plan_run
 from llmtrain.spec.settings import TrainConfig
-from llmtrain.sweep.process import DIED, LAST_WORDS, Job, Outcome, Report, Slot, Work, Worker
+from llmtrain.sweep.process import (
+    DIED,
+    LAST_WORDS,
+    Job,
+    Outcome,
+    Report,
+    Slot,
+    Work,
+    Worker,
+    signals_wait,
+)
 
 NICE = 10  # a cell that trains comes first where cores are short
 
@@ -124,7 +134,8 @@ class Ahead:
             if self.scratch is None:
                 self.scratch = tempfile.TemporaryDirectory(prefix="llmtrain-")
             work = functools.partial(apart, self.work)
-            self.workers.append(Compiler(slot, work, Path(self.scratch.name)))
+            with signals_wait():
+                self.workers.append(Compiler(slot, work, Path(self.scratch.name)))
         except OSError as error:  # no process or no file more
             self._tell(f"nothing is compiled ahead: {error}")
             return None

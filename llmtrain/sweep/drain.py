@@ -24,6 +24,7 @@ from llmtrain.spec.signals import SCHEDULER_SIGNALS, handled
 from llmtrain.sweep.ahead import Ahead
 from llmtrain.sweep.ledger import (
     CellStatus,
+    alone,
     is_done,
     is_passed_by,
     note_failure,
@@ -91,7 +92,8 @@ def write_cells(configs: Sequence[TrainConfig]) -> Path:
     directory = Path(configs[0].runs_root) / configs[0].name
     make_folder(directory)
     path = directory / f"cells-{digest[:8]}.json"
-    write_json(path, {"cells": cells})
+    with alone(directory):
+        write_json(path, {"cells": cells})
     return path
 
 

@@ -74,7 +74,7 @@ def write_sweep(directory: Path, grids: Sequence[Grid]) -> None:
         for grid in grids
         for r in grid.refused
     ]
-    with _alone(directory):
+    with alone(directory):
         known = _planned(directory)
         for cell in (cell for grid in grids for cell in grid.cells):
             known[cell.run_id] = known.get(cell.run_id, {}) | facts(cell)
@@ -283,8 +283,8 @@ def _last_rows(path: Path) -> list[dict[str, float]]:
 
 
 @contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Keep other drivers from writing the plan at the same time."""
+def alone(directory: Path) -> Iterator[None]:
+    """Keep other drivers of a sweep from writing its files at the same time."""
     path = directory / f".{PLAN_FILE}.lock"
     with writing(path):
         file = path.open("a", encoding="utf-8")

@@ -15,7 +15,7 @@ from llmtrain.spec.errors import InterruptedRunError
 from llmtrain.spec.signals import STOP_SIGNALS, handled, interrupt
 from llmtrain.spec.words import plural
 from llmtrain.sweep.ahead import Ahead, Compiler
-from llmtrain.sweep.process import GRACE_S, Job, Outcome, Slot, Work, Worker
+from llmtrain.sweep.process import GRACE_S, Job, Outcome, Slot, Work, Worker, signals_wait
 
 LOOKS = 4  # times that a worker is looked at within the limit of a hang
 DEVICES = Path("/dev")
@@ -90,7 +90,8 @@ class Pool:
             _hand_out(queue, self.workers, watcher)
             self._keep(len(jobs))
             for slot in self.slots[len(self.workers) : len(jobs)]:
-                self.workers.append(Worker(slot, self.work, self.scratch))
+                with signals_wait():
+                    self.workers.append(Worker(slot, self.work, self.scratch))
                 _hand_out(queue, self.workers, watcher)
             while busy := [worker for worker in self.workers if worker.job is not None]:
                 self.ahead.hand_out(queue, [worker.job for worker in busy if worker.job])

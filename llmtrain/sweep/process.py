@@ -20,6 +20,7 @@ from typing import Any
 from llmtrain.spec.disk import disk_error
 from llmtrain.spec.errors import DeviceLostError, HangError, LlmtrainError
 from llmtrain.spec.redact import redact
+from llmtrain.spec.signals import STOP_SIGNALS, handled
 from llmtrain.spec.silence import STACK_FILE, Silence
 
 Report = Callable[[dict[str, Any]], None]
@@ -118,7 +119,7 @@ class Worker:
         )
         self.process.daemon = True
         resource_tracker.ensure_running()  # its own start lets SIGINT through again
-        with _ctrl_c_waits():  # the process that starts now must not die of it
+        with signals_wait():
             self.process.start()
         there.close()
 
@@ -203,13 +204,23 @@ class Worker:
 
 
 @contextlib.contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Hold SIGINT back, also in a process that is started meanwhile."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def signals_wait() -> Iterator[None]:
+    """Hold signals back: half a start, or one that nobody knows of, says so with a traceback.
+
+    SIGINT also in a process that is started meanwhile, which must not die of it. The mask alone
+    would not do: any other thread can be given the signal, and the main one then acts on it.
+    """
+    heard: list[int] = []
     try:
-        yield
+        with handled(STOP_SIGNALS, lambda number, _frame: heard.append(number)):
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                yield
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number in heard[:1]:
+            signal.raise_signal(number)
 
 
 def _serve(pipe: Connection, work: Work, slot: Slot, beats: Any, stack_file: str) -> None:

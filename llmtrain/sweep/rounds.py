@@ -21,7 +21,7 @@ from llmtrain.sweep.adaptive import next_round
 from llmtrain.sweep.centre import expected_params
 from llmtrain.sweep.decision import Candidate, Measured, Pick, Round
 from llmtrain.sweep.grid import Cell, Grid, Refused, as_grid, family, plan_cell, plan_sweep
-from llmtrain.sweep.ledger import write_sweep
+from llmtrain.sweep.ledger import alone, write_sweep
 
 RunCells = Callable[[Sequence[Cell]], dict[str, str]]
 """Trains cells and returns why some failed, by run id; a cell without record is still to come."""
@@ -147,7 +147,8 @@ class AdaptiveSweep:
             for picks, facts in rounds
         ]
         facts = {"rounds": listed, "stopped": stopped, "grid_flops": self.grid_flops}
-        write_json(self.directory / ROUNDS_FILE, facts)
+        with alone(self.directory):
+            write_json(self.directory / ROUNDS_FILE, facts)
 
     def _read(self) -> list[tuple[list[Pick], dict[str, Any]]]:
         path = self.directory / ROUNDS_FILE

@@ -28,7 +28,7 @@ def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             check=False,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=500,
             stdin=subprocess.DEVNULL,
         )
 

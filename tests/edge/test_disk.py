@@ -114,7 +114,7 @@ def test_what_is_printed_to_a_full_disk_is_one_line_and_code_1(root, tmp_path, a
             stderr=subprocess.PIPE,
             text=True,
             check=False,
-            timeout=100,
+            timeout=240,
         )
     said = "the output: disk full; free space, then run the same command again"
     assert (done.returncode, done.stderr) == (1, f"{script}: {said}\n")

@@ -100,13 +100,13 @@ def test_a_stopped_sweep_goes_on_where_it_was(tiny_overrides, tmp_path, cli, roo
         script, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     folder = tmp_path / "runs/single"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not any(path.stat().st_size for path in folder.glob("*/metrics.jsonl")):  # not a row yet
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=240)
     assert process.returncode == 75, error
     assert "run the same command to go on" in error
     assert "Traceback" not in error

@@ -25,8 +25,9 @@ from llmtrain.training.loop import train
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 TIMED = ("train/tokens_per_second", "train/memory_gb")
-LEAVES_S = 5.0
-STARTED_S = 60.0
+LEAVES_S = 30.0
+STARTED_S = 240.0  # a machine ten times slower, and crowded
+N_STEPS = 400
 
 
 @pytest.fixture
@@ -48,10 +49,10 @@ def wait_until(happened, process):
 
 
 def hears(pid):
-    """Return whether the process has a handler for SIGTERM: before, it is not ours yet."""
+    """Return whether the process has a handler for every signal: before, it is not ours yet."""
     status = Path(f"/proc/{pid}/status").read_text()
     caught = int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16)
-    return bool(caught >> (signal.SIGTERM - 1) & 1)
+    return all(caught >> (number - 1) & 1 for number in SIGNALS)
 
 
 @pytest.fixture
@@ -79,15 +80,15 @@ def start(command, tmp_path):
         process.communicate()
 
 
-def finish(folder):
-    """Finish what lies in a folder in this process; return what no clock decides of it."""
+def finish(folder, n_steps=N_STEPS):
+    """Finish what lies in a folder in this process; return its directory."""
     (path,) = folder.glob("runs/single/*/config.json")
     config = build(TrainConfig, json.loads(path.read_text())["config"])
     config = dataclasses.replace(config, runs_root=str(folder / "runs"))
     (corpus,) = Path(config.data.root).glob("tiny-*")
     record = train(config, open_corpus(corpus))
-    assert record.n_steps == 400
-    return outcome(run_directory(config))
+    assert record.n_steps == n_steps
+    return run_directory(config)
 
 
 def outcome(directory):
@@ -138,8 +139,8 @@ def test_signals_at_random_times_leave_a_state_that_goes_on(start, tmp_path, cou
         time.sleep(rng.uniform(0.0, whole_s))
         numbers = rng.choices(SIGNALS, k=rng.choice([1, 2]))
         code, error, took_s = leaves(process, *numbers, after_s=rng.uniform(0.0, 0.03))
-        if code == 0:  # it came when all was written
-            assert list((tmp_path / folder).glob("runs/single/*/record.json"))
+        if list((tmp_path / folder).glob("runs/single/*/record.json")):  # it came when all was
+            assert code in (0, 75), error
             continue
         assert code == 75, error
         assert error.count("\n") == 1, error
@@ -150,9 +151,9 @@ def test_signals_at_random_times_leave_a_state_that_goes_on(start, tmp_path, cou
             *_, last = (found[-1].parents[1] / "metrics.jsonl").read_text().splitlines()
             step = json.loads(last)["step"]
             assert found[-1].name == f"step-{step:09d}"  # at most one step old
-            assert f"at step {step} of 400; saved in" in error or len(numbers) == 2
+            assert f"at step {step} of {N_STEPS}; saved in" in error or len(numbers) == 2
             assert read_state(found[-1].parents[1])[0] == "stopped"
-            assert finish(tmp_path / folder) == expected
+            assert outcome(finish(tmp_path / folder)) == expected
             saved += 1
         else:
             assert "stopped by SIG" in error
@@ -165,8 +166,8 @@ def test_signals_at_random_times_leave_a_state_that_goes_on(start, tmp_path, cou
 def test_a_signal_while_text_is_tokenised_leaves_nothing(start, tmp_path):
     text = tmp_path / "text"
     text.mkdir()
-    for i in range(60):
-        (text / f"{i}.txt").write_text(f"def f{i}(x): return x\n" * 20_000)
+    rows = (f'{{"text": "def f{i}(x): return x"}}\n' for i in range(1_000_000))
+    (text / "rows.jsonl").write_text("".join(rows))  # takes seconds
     process = start("run", f"data.paths=[{text}]", "data.root=data")
     building = tmp_path / "run/data"
     wait_until(lambda: list(building.glob(".tiny-*.building")), process)
@@ -176,12 +177,36 @@ def test_a_signal_while_text_is_tokenised_leaves_nothing(start, tmp_path):
     assert list((tmp_path / "run").iterdir()) == []
 
 
+SECOND = """
+import os, signal, interrupts
+
+def write(*given, plain=os.write):
+    plain(*given)
+    signal.raise_signal(signal.SIGUSR1)  # between the line and the end
+
+os.write = write
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_of_two_signals_the_first_alone_is_said(root):
+    done = subprocess.run(
+        [sys.executable, "-c", SECOND], cwd=root / "scripts", stderr=subprocess.PIPE, text=True,
+        check=False, timeout=STARTED_S,
+    )  # fmt: skip
+    said = "-c: stopped by SIGTERM; run the same command to go on\n"
+    assert (done.returncode, done.stderr) == (75, said)
+
+
 ON_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
 
 
 def test_ctrl_c_on_a_terminal_saves_and_says_one_line(command, tmp_path):
+    n_steps = 4 * N_STEPS  # which last for seconds from the first row on
+    longer = [o for o in command if not o.startswith("budget.n_tokens=")]
+    longer.append(f"budget.n_tokens={n_steps * 256}")
     process = subprocess.Popen(
-        [sys.executable, "-c", ON_A_TERMINAL, *command],
+        [sys.executable, "-c", ON_A_TERMINAL, *longer],
         cwd=tmp_path,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -196,5 +221,5 @@ def test_ctrl_c_on_a_terminal_saves_and_says_one_line(command, tmp_path):
     assert process.returncode == 75, out
     assert "Traceback" not in out
     *_, said = out.splitlines()
-    assert re.search(r"train.py: SIGINT at step \d+ of 400; saved in .*; run the .* go on$", said)
-    assert finish(tmp_path)
+    assert re.search(r"SIGINT at step \d+ of 1600; saved in .*; run the .* go on$", said)
+    assert finish(tmp_path, n_steps)

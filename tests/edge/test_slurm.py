@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from llmtrain.sweep.ledger import read_sweep
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
+LIMIT_S = 400.0  # of a machine ten times slower, and crowded
 SBIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 SLURM_CONF = """
 ClusterName=test
@@ -43,7 +46,7 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 CELLS = [
     "sweep=isoflop",
     "sweep.name=mini",
-    "sweep.budgets=[1e10,2e10]",
+    "sweep.budgets=[1e10,4e10]",
     "sweep.widths=[8,16,24]",
     "sweep.depths=[1]",
     "sweep.aspect_min=4",
@@ -83,10 +86,10 @@ class Cluster:
         files |= {"log-file": "munge.log", "seed-file": "munge.seed"}
         options = [f"--{option}={self.folder / name}" for option, name in files.items()]
         self._daemon("munged", "--foreground", "--force", *options)
-        wait_for((self.folder / "munge.socket").exists, "munge", 20)
+        wait_for((self.folder / "munge.socket").exists, "munge")
         self._daemon("slurmctld", "-D")
         self._daemon("slurmd", "-D")
-        wait_for(lambda: "IDLE" in self.scontrol("show", "node", self.host), "the node", 60)
+        wait_for(lambda: "IDLE" in self.scontrol("show", "node", self.host), "the node")
 
     def _daemon(self, *command: str) -> None:
         program = shutil.which(command[0], path=SBIN)
@@ -133,10 +136,10 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def wait_for(condition, what: str, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for(condition, what: str) -> None:
+    deadline = time.monotonic() + LIMIT_S
     while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        assert time.monotonic() < deadline, f"waited {LIMIT_S} s for {what}"
         time.sleep(0.2)
 
 
@@ -178,11 +181,14 @@ def logs(folder: Path) -> str:
 
 
 def in_training(folder: Path, count: int) -> bool:
-    return sum(path.stat().st_size > 0 for path in folder.glob("*/metrics.jsonl")) >= count
+    """Return whether so many cells are at work that have more than half of it before them."""
+    found = read_sweep(folder) if folder.is_dir() else []
+    running = [c for c in found if c.state == "running"]
+    return sum(0 < c.flops_done < 0.5 * c.facts["flops"] for c in running) >= count
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(2000)
 def test_a_drained_and_requeued_array_ends_with_the_records_of_the_pool(
     cluster, cli, tiny_overrides, tmp_path
 ):
@@ -194,16 +200,16 @@ def test_a_drained_and_requeued_array_ends_with_the_records_of_the_pool(
 
     job, folder = submit(cli, *arguments), tmp_path / "runs/mini"
     try:
-        wait_for(lambda: in_training(folder, 2), "the first cells", 90)
+        wait_for(lambda: in_training(folder, 2), "the first cells")
         cluster.scontrol("update", f"nodename={cluster.host}", "state=drain", "reason=test")
         cluster.scontrol("requeue", f"{job}_0")  # as an administrator or a preemption does
         # As SLURM warns before the time limit: this task saves and puts itself back.
         subprocess.run(["scancel", "--signal=USR2", f"{job}_1"], check=True, timeout=60)
-        wait_for(lambda: cluster.queue().count("PENDING") == 2, "both tasks to wait again", 60)
+        wait_for(lambda: cluster.queue().count("PENDING") == 2, "both tasks to wait again")
         assert len(losses(folder)) < 6
         assert len(list(folder.glob("*/checkpoints/step-*"))) == 2
         cluster.scontrol("update", f"nodename={cluster.host}", "state=resume")
-        wait_for(lambda: not cluster.queue(), "the array to end", 240)
+        wait_for(lambda: not cluster.queue(), "the array to end")
     finally:
         print(logs(folder))
     assert losses(folder) == expected
@@ -214,13 +220,13 @@ def test_a_drained_and_requeued_array_ends_with_the_records_of_the_pool(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(2000)
 def test_a_cancelled_task_saves_and_does_not_come_back(cluster, cli, tiny_overrides, tmp_path):
     job = submit(cli, "-m", *tiny_overrides, "budget.flops=4e10")
     folder = tmp_path / "runs/single"
-    wait_for(lambda: in_training(folder, 1), "the cell", 60)
+    wait_for(lambda: in_training(folder, 1), "the cell")
     subprocess.run(["scancel", job], check=True, timeout=60)
-    wait_for(lambda: not cluster.queue(), "the task to leave", 60)
+    wait_for(lambda: not cluster.queue(), "the task to leave")
     assert "SLURM is asked to start this task again" not in logs(folder)
     assert list(folder.glob("*/checkpoints/step-*")), logs(folder)
     again = cli("train.py", "-m", *tiny_overrides, "budget.flops=4e10")

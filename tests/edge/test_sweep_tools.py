@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from llmtrain.spec.rundir import write_json
+
 PRODUCT = ["-m", "model.d_model=8,16", "budget.flops=1e9,2e9"]
 
 
@@ -99,14 +101,14 @@ def test_watching_a_sweep_in_a_terminal_ends_when_nothing_is_left(folder, root):
     os.close(theirs)
     seen = os.read(ours, 65536)  # the first look
     assert process.poll() is None  # a cell is planned: it watches on
-    (folder / "sweep.json").write_text(json.dumps({"cells": {key: {} for key in "bc"}}))
+    write_json(folder / "sweep.json", {"cells": {key: {} for key in "bc"}})  # whole at any look
     while True:
         try:
             seen += os.read(ours, 65536)
         except OSError:  # the other end is closed
             break
     os.close(ours)
-    assert process.wait(timeout=30) == 0, seen
+    assert process.wait(timeout=240) == 0, seen
     text = seen.decode()
     assert "1,234" in text
     assert "2 cells: 1 failed, 1 quarantined" in text

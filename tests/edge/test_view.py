@@ -285,4 +285,5 @@ def test_what_other_processes_write_to_stderr_comes_as_lines():
         subprocess.run(["/bin/sh", "-c", "echo one >&2; printf two >&2"], check=True)
     finally:
         stray.give_back()
+    stray.thread.join()  # it reads to the end, however late it gets its turn
     assert found == ["one", "two"]

@@ -12,7 +12,7 @@ from llmtrain.spec.rundir import read_state
 from llmtrain.spec.silence import START_S, Silence
 
 ENTRY = Path(__file__).with_name("hanging_train.py")
-LIMIT_S = 1.0
+LIMIT_S = 4.0  # no step of a crowded machine, nor its disk, takes so long
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def hang(tiny_overrides, tmp_path):
         )  # fmt: skip
         family = tmp_path / "runs" / name
         try:
-            _, error = process.communicate(timeout=60)
+            _, error = process.communicate(timeout=3 * START_S)
         finally:
             process.kill()
             process.wait()
@@ -54,12 +54,12 @@ def test_a_run_that_hangs_leaves_with_its_stacks_and_code_6(hang, n):
             "evaluation.points=1000", name=f"hang{number}",
         )  # fmt: skip
         assert code == 6, error
-        assert quiet < LIMIT_S + 5
+        assert quiet < START_S  # by its own limit, not by that of the first sign
         (line,) = [line for line in error.splitlines() if "hang_s" in line]
-        assert "no step for runtime.hang_s=1; stack.txt says where it stood" in line
+        assert f"no step for runtime.hang_s={LIMIT_S:g}; stack.txt says where it stood" in line
         state, reason = read_state(folder)
         assert state == "failed"
-        assert reason == "no step for runtime.hang_s=1; stack.txt says where it stood"
+        assert reason == f"no step for runtime.hang_s={LIMIT_S:g}; stack.txt says where it stood"
         stack = (folder / "stack.txt").read_text()
         assert f'{ENTRY.name}"' in stack
         assert "in hang" in stack

@@ -56,6 +56,7 @@ class Lines(SweepWatcher):
 
 
 if __name__ == "__main__":
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])  # a few cells at a time
     HANDS.work, HANDS.watcher = work, Lines()
     launcher = PoolLauncher(per_device=1, hang_seconds=float(sys.argv[2]), compile_ahead=0)
     outcomes = launcher.run_cells(read_cells(Path(sys.argv[1])))

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from processes import wait_for
+
 from llmtrain.spec.errors import LlmtrainError
 from llmtrain.sweep.ahead import Ahead
 from llmtrain.sweep.pool import Watcher, ahead_slots, open_pool
@@ -25,15 +27,14 @@ def note(payload):
 def train(payload, report):
     """Note the process; outlive the start of the other ones."""
     note(payload)
-    while len(Path(payload["folder"], "pids").read_text().split()) < 3:
-        time.sleep(0.02)
+    wait_for(lambda: len(Path(payload["folder"], "pids").read_text().split()) >= 3)
     return {}
 
 
 def compile_for_long(payload, report):
     """Note the process and outlast the test."""
     note(payload)
-    time.sleep(120)
+    time.sleep(3600)
     return {}
 
 
@@ -50,7 +51,7 @@ if __name__ == "__main__":
         with open_pool(train, SLOTS, ahead=ahead) as pool:
             pool.run(jobs, Watcher())
             (folder / "resting").touch()
-            time.sleep(120)
+            time.sleep(3600)
     except LlmtrainError as error:
         print(error)
         sys.exit(error.exit_code)

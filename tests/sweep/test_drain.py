@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from processes import LIMIT_S, wait_for
 
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.branching import share_trunk
@@ -25,7 +26,7 @@ from llmtrain.sweep.select import with_trunks
 from llmtrain.training import worker
 from llmtrain.training.loop import train
 
-LONG = 102_400  # tokens: long enough to be stopped on the way
+LONG = 307_200  # tokens, for seconds: long enough to be stopped on the way
 
 
 @pytest.fixture
@@ -51,15 +52,8 @@ def start(root, start_in_group):
 
 
 def finish(process):
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=2 * LIMIT_S)
     return process.returncode, out, error
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def in_training(config):

@@ -97,7 +97,7 @@ def test_five_cells_that_fail_in_five_ways_are_named_and_the_other_55_finish(cel
     bad = [cell(seed, 5) for seed in (RAISE, EXIT, SEGFAULT, HANG)]
     bad.append(cell(NAN, 20, **{"recipe.peak_lr": 1e30}))
     cells = write_cells([*bad, *good])
-    code, _, error = finish(start(cells, hang_s=5))
+    code, _, error = finish(start(cells, hang_s=10))
     assert code == 1, error
     found = {status.run_id: status for status in read_sweep(cells.parent)}
     assert Counter(status.state for status in found.values()) == {"done": 55, "failed": 5}
@@ -105,21 +105,21 @@ def test_five_cells_that_fail_in_five_ways_are_named_and_the_other_55_finish(cel
     assert raised == "ValueError: as asked"
     assert left == "the worker left with code 137"
     assert crashed == "the worker was killed by SIGSEGV"
-    assert hung == "no step for hang_seconds=5; stack.txt says where it stood"
+    assert hung == "no step for hang_seconds=10; stack.txt says where it stood"
     assert "lower recipe.lr_multiplier" in diverged
     assert "in work" in (run_directory(bad[3]) / "stack.txt").read_text()  # where it slept
     assert "string_at" in (run_directory(bad[2]) / "stack.txt").read_text()
 
     before = stamps(good)
-    assert finish(start(cells, hang_s=5))[0] == 1
+    assert finish(start(cells, hang_s=10))[0] == 1
     states = Counter(status.state for status in read_sweep(cells.parent))
     assert states == {"done": 55, "quarantined": 5}  # the same again
     assert stamps(good) == before
 
-    code, out, _ = finish(start(cells, hang_s=5))
+    code, out, _ = finish(start(cells, hang_s=10))
     assert (code, out) == (1, "")  # passed by, and still not a sweep that is whole
     reopen(bad[4:], quarantined=True)
-    code, out, _ = finish(start(cells, hang_s=5))
+    code, out, _ = finish(start(cells, hang_s=10))
     assert out.count("\n") == 1
     assert run_directory(bad[4]).name in out
 

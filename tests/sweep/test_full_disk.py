@@ -3,8 +3,11 @@
 import errno
 import os
 import shutil
+import time
+from pathlib import Path
 
 import pytest
+from processes import wait_for
 
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.build import build
@@ -22,10 +25,19 @@ SLOTS = [Slot(index=i, cores=(min(os.sched_getaffinity(0)),), gpu=None) for i in
 
 
 def work(payload, report):
-    """Train, or meet a full disk as any library may."""
-    if build(TrainConfig, payload["config"]).seed == FULL:
+    """Train, a second a step, or meet a full disk as any library may once the other is at it."""
+    config = build(TrainConfig, payload["config"])
+    under_way = Path(config.runs_root).with_name("under way")
+
+    def slowly(progress):
+        under_way.touch()
+        report(progress)
+        time.sleep(1.0)
+
+    if config.seed == FULL:
+        wait_for(under_way.is_file)
         raise OSError(errno.ENOSPC, "No space left on device", "/cache/kernel.so")
-    return worker.work(payload, report)
+    return worker.work(payload, slowly)
 
 
 @pytest.fixture
@@ -56,7 +68,7 @@ def test_a_full_disk_stops_the_sweep_and_marks_no_cell(cells, tiny_corpus_dir, t
         f"{name}: /cache/kernel.so: disk full; free space, then run the same command again"
     )
     assert watcher.n_started == 2
-    assert {read_state(run_directory(c))[0] for c in cells} <= {"planned", "stopped"}
+    assert [read_state(run_directory(c))[0] for c in cells] == ["stopped", "planned", "planned"]
     assert list(tmp_path.rglob("failures.json")) == []
 
     with cell_pool(worker.work, SLOTS) as pool:

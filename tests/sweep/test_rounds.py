@@ -1,11 +1,15 @@
 """An adaptive sweep on disk, with training replaced by a law: restarts, failures, other goals."""
 
+import contextlib
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from simulator import write_planted_record
 
 from llmtrain.scaling.law import LossLaw
+from llmtrain.spec import disk
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import ConfigError, InterruptedRunError, MismatchError
 from llmtrain.spec.expense import ROUNDS_FILE
@@ -139,6 +143,26 @@ def test_a_tighter_goal_goes_on_and_another_model_is_refused(adaptive, make, tmp
     other = AdaptiveSweep(base, build(SweepConfig, SWEEP), unique_tokens=10**6)
     with pytest.raises(MismatchError, match="does not make; give the new sweep another"):
         other.run(trainer, trainer.lines.append)
+
+
+def test_drivers_that_decide_at_once_write_one_after_the_other(adaptive, monkeypatch):
+    """As two that waited for the last cell of a round do."""
+    both = threading.Barrier(2, timeout=2.0)
+
+    def sync(path, plain=disk.sync):
+        plain(path)
+        if ROUNDS_FILE in path.name:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait()
+
+    def drive(sweep):
+        return sweep.run(lambda _cells: {}, [].append)
+
+    monkeypatch.setattr(disk, "sync", sync)
+    sweeps = [adaptive("both"), adaptive("both")]
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(drive, sweeps)) == [{}, {}]
+    assert len(rounds_of(sweeps[0])["rounds"]) == 1
 
 
 def test_rounds_are_bounded(adaptive):

@@ -122,6 +122,7 @@ def test_a_drain_that_waits_for_others_gives_its_workers_up_until_there_is_work(
             if not seen[-1]:
                 other.close()
 
+    monkeypatch.setattr(pool_module, "IDLE_S", 3600.0)
     other = contextlib.ExitStack()
     other.enter_context(hold(run_directory(held)))
     with cell_pool(work, SLOTS) as pool:
