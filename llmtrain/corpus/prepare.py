@@ -74,8 +74,8 @@ def prepare(config: DataConfig, *, progress: Progress | None = None) -> Path:
                 return _checked(directory)
             building = root / f".{directory.name}.building"
             shutil.rmtree(building, ignore_errors=True)  # what a killed builder left
-            building.mkdir()
             try:
+                building.mkdir()
                 _build(config, found, building, progress or (lambda _stage, _share: None))
                 building.rename(directory)
             finally:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ STORED: dict[str, np.dtype[np.unsignedinteger[Any]]] = {
     "uint32": np.dtype("<u4"),
 }
 VERIFIED_FILE = ".verified.json"
+TICK_NS = 20_000_000
+"""A file system's clock stands still for up to 10 ms: two changes in there have one time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +74,7 @@ def open_corpus(directory: Path) -> Corpus:
                 f"{path}: {stamps[split.file][0]} bytes, its manifest says {expected}; {REBUILD}"
             )
         if verified.get(split.file) != stamps[split.file]:
+            _wait_for_tick(stamps[split.file][2])
             _verify(_map(path, manifest), split, manifest, path)
     token_bytes = _read_token_bytes(directory, manifest)
     if verified != stamps:
@@ -95,6 +99,12 @@ def _stamp(path: Path) -> list[int]:
         raise MismatchError(f"{path}: missing though its manifest names it; {REBUILD}") from error
     # ctime: a tool can set mtime back, but not this.
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _wait_for_tick(changed_ns: int) -> None:
+    """Return when a change to come has a later time than this one, so that it will be seen."""
+    age = time.time_ns() - changed_ns
+    time.sleep(min(max(TICK_NS - age, 0), TICK_NS) / 1e9)
 
 
 def _verify(tokens: TokenArray, split: SplitInfo, manifest: Manifest, path: Path) -> None:

@@ -25,6 +25,7 @@ STATE_FILE = "state.json"
 ORIGINS_FILE = "origins.json"
 PASSED_BY = ("failed", "quarantined")  # until someone has it tried again
 LOOK_S, LOOKS = 0.02, 10  # who only looks at a lock has it for much less
+NAME_LOOKS = 100  # who has taken it writes its name next, on a busy machine a little later
 
 
 def run_directory(config: TrainConfig) -> Path:
@@ -46,9 +47,7 @@ def hold(directory: Path) -> Iterator[None]:
         file = path.open("a+b", buffering=0)  # what a full disk refuses is not tried again
     with file:
         if not _locked(file):
-            file.seek(0)
-            owner = file.read().decode(errors="replace").strip() or "another process"
-            raise RunLockedError(f"{directory} is in use by {owner}; wait for it or stop it")
+            raise RunLockedError(f"{directory} is in use by {_owner(file)}; wait for it or stop it")
         since = datetime.now(UTC).isoformat(timespec="seconds")  # for people; nothing reads it
         owner = f"process {os.getpid()} on {socket.gethostname()} since {since}"
         with writing(path):
@@ -83,6 +82,17 @@ def _locked(file: IO[bytes]) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
     return False
+
+
+def _owner(file: IO[bytes]) -> str:
+    """Return the name in the lock, as soon as whoever has taken it has written one."""
+    for look in range(NAME_LOOKS):
+        if look:
+            time.sleep(LOOK_S)
+        file.seek(0)
+        if name := file.read().decode(errors="replace").strip():
+            return name
+    return "another process"
 
 
 def why_not_ours(directory: Path) -> str | None:

@@ -194,8 +194,8 @@ def joined(config: RuntimeConfig) -> Iterator[Team]:
         yield team
     except LlmtrainError:  # raised in every process alike
         if ours:
+            _ignore_sigterm()  # before anyone can leave
             team.highest(0)  # wait for all: then they leave as one
-            _ignore_sigterm()
             dist.destroy_process_group()
         raise
     if ours:

@@ -37,4 +37,5 @@ tracking.WandbMirror = TimedMirror  # type: ignore[misc]
 config = build_run(json.loads(sys.argv[1]))[0]
 train(config, open_corpus(Path(sys.argv[2])))
 end = {"returned": time.monotonic(), "directory": str(run_directory(config))}
+end["longest_finish"] = mirror.FINISH_S
 print(json.dumps(TimedMirror.waited | end))

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import wait_until_gone
 
 from llmtrain.board.identity import redacted, settled_mode, tag_list
-from llmtrain.board.mirror import WandbMirror
+from llmtrain.board.mirror import Process, WandbMirror
 from llmtrain.board.offline import offline_files, read_offline
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.rundir import run_directory
@@ -19,7 +20,7 @@ def inspect(directory: Path) -> list[dict]:
     """Return the records of the only local run file below, by wandb's own reader."""
     (path,) = directory.glob("wandb/*run-*/run-*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
@@ -123,7 +124,7 @@ def test_an_offline_run_that_is_synced_is_the_same_run(server, tmp_path):
     found = server()
     where = ["--project", "p2", "--entity", "team", mirror.where]
     command = [sys.executable, "-m", "wandb", "sync", *where]
-    subprocess.run(command, check=True, capture_output=True, timeout=60, cwd=tmp_path)
+    subprocess.run(command, check=True, capture_output=True, timeout=300, cwd=tmp_path)
     (run,) = found.runs.values()
     assert (run.name, run.project, run.group, run.state) == ("abc", "p2", "g", "finished")
     assert [row["_step"] for row in run.history] == list(range(1, 41))
@@ -145,6 +146,9 @@ def test_no_secret_leaves_by_config_rows_or_files(server, monkeypatch, tmp_path)
     }
     mirror = WandbMirror(init, mode="online", metrics={}, rows=rows_until(2), warn=print)
     mirror.finish({"note": f"failed with {CANARY}"})
+    courier = mirror.process.child.pid
+    Process.stop_idle()
+    wait_until_gone(courier)  # nothing is written any more
     assert "[redacted]" in found.runs["abc"].config
     sent = b"".join(found.bodies)
     kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())

@@ -6,11 +6,11 @@ import os
 import resource
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
+from processes import processes_of, wait_until_gone
 
 from llmtrain.board import mirror
 from llmtrain.corpus.shards import open_corpus
@@ -18,6 +18,7 @@ from llmtrain.spec.rundir import run_directory
 from llmtrain.training.loop import train
 
 WORKER = Path(__file__).with_name("one_run.py")
+CROWDED_S = 30  # what a busy machine may add to a limit
 TIMED = ("train/tokens_per_second", "train/memory_gb", "train/mfu")
 
 
@@ -49,15 +50,16 @@ def outcome(raw, tiny_corpus_dir, tmp_path, root):
             check=False,
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=400,
             preexec_fn=before,
         )
         ended = time.monotonic()
         assert done.returncode == 0, done.stderr
         said = json.loads(done.stdout.splitlines()[-1])
-        assert said["start"] <= 5
-        assert said["finish"] <= 30
-        assert ended - said["returned"] <= 30
+        assert said["longest_finish"] <= 30
+        assert said["start"] <= 10  # less than wandb's own limit: nothing was waited for
+        assert said["finish"] <= said["longest_finish"] + CROWDED_S
+        assert ended - said["returned"] <= CROWDED_S
         lines = [line for line in done.stderr.splitlines() if "wandb" in line]
         return losses(Path(said["directory"])), lines
 
@@ -101,15 +103,7 @@ def test_a_bad_server_costs_at_most_half_a_minute_at_the_end(outcome, plain, ser
 
 @pytest.mark.slow
 def test_a_server_that_dies_on_the_way(outcome, plain, server):
-    found = server()
-
-    def die():
-        while not found.runs:
-            time.sleep(0.05)
-        found.shutdown()
-        found.server_close()
-
-    threading.Thread(target=die, daemon=True).start()
+    server("dies at the first rows")
     rows, warnings = outcome("online")
     assert rows == plain
     assert len(warnings) == 1, warnings
@@ -129,22 +123,10 @@ def test_no_room_for_wandbs_files(outcome, plain):
 
 def test_nothing_of_wandb_is_left_running(make, tiny_corpus_dir, tmp_path, server):
     server()
-    train(
-        make({"runs_root": str(tmp_path), "tracking.wandb": "online"}),
-        open_corpus(tiny_corpus_dir),
-    )
+    config = make({"runs_root": str(tmp_path), "tracking.wandb": "online"})
+    train(config, open_corpus(tiny_corpus_dir))
     process = mirror.Process.current
     assert process is not None
-
-    def left() -> list[str]:
-        command = ["ps", "-ww", "-eo", "args"]
-        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-        own = f"--pid {process.child.pid}"
-        return [line for line in listed.stdout.splitlines() if own in line]
-
-    assert len(left()) == 1  # wandb's own process, which watches the courier
+    assert len(processes_of(process.child.pid)) == 1  # wandb's own, which watches the courier
     mirror.Process.stop_idle()
-    deadline = time.monotonic() + 20
-    while left() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert left() == []
+    wait_until_gone(process.child.pid)

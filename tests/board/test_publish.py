@@ -220,7 +220,7 @@ def test_the_script_writes_json_and_says_how_to_publish(root, analysed, tmp_path
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert "not published: run `wandb login`" in done.stdout

@@ -100,6 +100,11 @@ class WandbServer(ThreadingHTTPServer):
         if self.behaviour.isdecimal():
             request.reply(int(self.behaviour), {"error": f"planted {self.behaviour}"})
             return True
+        if self.behaviour == "dies at the first rows" and "file_stream" in request.path:
+            self.__exit__()
+        if self.behaviour == "gone":
+            request.close_connection = True
+            return True
         if self.behaviour == "slow":
             time.sleep(5)
         if self.behaviour == "mute" or (

@@ -6,9 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from llmtrain.corpus.shards import Corpus
 from llmtrain.spec.data import DataConfig
+
+# The same examples in every run: no test fails for a draw that the next run does not make.
+settings.register_profile(
+    "repeated",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],  # of the machine, not of the code
+)
+settings.load_profile("repeated")
 
 PLAIN = DataConfig(
     name="toy",

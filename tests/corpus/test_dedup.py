@@ -39,7 +39,7 @@ def edited(rng: random.Random, words: list[str], n_edits: int) -> list[str]:
     return words
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text("ab _-\n", max_size=80) | st.text(max_size=60))
 def test_shingles_are_the_distinct_runs_of_five_words(text: str) -> None:
     assert len(shingle_hashes(text.encode())) == len(shingles(text.encode()))

@@ -98,6 +98,13 @@ def build_once(config: DataConfig, seconds: float, barrier: Barrier | None = Non
     os._exit(0)
 
 
+def seconds_to_build(config: DataConfig) -> float:
+    shutil.rmtree(config.root)
+    begin = time.perf_counter()
+    prepare(config)
+    return time.perf_counter() - begin
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."}
 
@@ -108,10 +115,7 @@ def test_a_builder_killed_anywhere_leaves_the_corpus_whole_or_absent(
     toy: DataConfig, tmp_path: Path, count: int, n_builders: int
 ) -> None:
     clean = content(prepare(toy))
-    shutil.rmtree(toy.root)
-    begin = time.perf_counter()
-    prepare(toy)
-    longest = 1.5 * (time.perf_counter() - begin)
+    longest = 1.5 * min(seconds_to_build(toy) for _ in range(5))  # a busy machine's worst is none
     rng = random.Random(count)
     killed = 0
     for _ in range(count):
@@ -122,7 +126,7 @@ def test_a_builder_killed_anywhere_leaves_the_corpus_whole_or_absent(
         for process in builders:
             process.start()
         for process in builders:
-            process.join(60)
+            process.join(300)
         killed += builders[0].exitcode == -signal.SIGALRM
         assert builders[0].exitcode in (0, -signal.SIGALRM)
         if n_builders == 2:

@@ -16,7 +16,7 @@ def order_of(sizes: tuple[int, int, int], seed: int) -> BlockOrder:
     )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(SIZES, st.integers(0, 2**63), st.integers(0, 5))
 def test_every_epoch_reads_every_block_once(
     sizes: tuple[int, int, int], seed: int, epoch: int
@@ -28,7 +28,7 @@ def test_every_epoch_reads_every_block_once(
     np.testing.assert_array_equal(np.sort(starts), np.arange(n) * sizes[0])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(SIZES, st.integers(0, 2**63), st.integers(0, 900), st.integers(0, 900))
 def test_any_suffix_is_the_tail_of_the_whole(
     sizes: tuple[int, int, int], seed: int, cut: int, length: int

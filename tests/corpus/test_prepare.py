@@ -159,7 +159,7 @@ def test_a_prepared_corpus_is_not_built_again(toy: DataConfig) -> None:
 
 def test_two_builders_at_once_give_one_sound_folder(toy: DataConfig, tmp_path: Path) -> None:
     builders = [builder(toy), builder(toy)]
-    outcomes = [process.communicate(timeout=60) for process in builders]
+    outcomes = [process.communicate(timeout=300) for process in builders]
     assert [process.returncode for process in builders] == [0, 0], outcomes
     assert [path.name for path in Path(toy.root).iterdir()] == [corpus_dir(toy).name]
     clean = prepare(dataclasses.replace(toy, root=str(tmp_path / "clean")))
@@ -173,7 +173,7 @@ def test_a_killed_builder_leaves_nothing_that_is_read(
 ) -> None:
     # 60 documents read, then a batch of each split.
     process = builder(toy, die_at)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == -9
     assert not corpus_dir(toy).exists()
     with pytest.raises(ConfigError):

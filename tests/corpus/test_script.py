@@ -17,7 +17,7 @@ CONFIGS = sorted((ROOT / "configs" / "data").glob("*.yaml"))
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     script = str(ROOT / "scripts" / "prepare_data.py")
     command = [sys.executable, script, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_the_named_corpora_are_there() -> None:

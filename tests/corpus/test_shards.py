@@ -205,6 +205,28 @@ def test_an_unchanged_corpus_is_hashed_once(
     assert [path.name for path in hashed] == ["train.bin", "val.bin", "val.bin"]
 
 
+def test_a_change_right_after_an_opening_is_seen_on_a_coarse_clock(
+    toy: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stamp = shards._stamp
+
+    def coarse(path: Path) -> list[int]:
+        size, *times, inode = stamp(path)
+        return [size, *(ns // shards.TICK_NS * shards.TICK_NS for ns in times), inode]
+
+    monkeypatch.setattr(shards, "TICK_NS", 10**9)
+    monkeypatch.setattr(shards, "_stamp", coarse)
+    folder = prepare(toy)
+    sound = (folder / "train.bin").read_bytes()
+    for _ in range(2):
+        (folder / "train.bin").write_bytes(sound)
+        (folder / ".verified.json").unlink(missing_ok=True)
+        open_corpus(folder)
+        flip_and_restore_times(folder, folder)
+        with pytest.raises(MismatchError, match="differ from their sha256"):
+            open_corpus(folder)
+
+
 def test_a_corpus_opens_where_nothing_can_be_written(toy: DataConfig) -> None:
     folder = prepare(toy)
     (folder / ".verified.json").mkdir()  # even root cannot replace a folder by a file

@@ -12,6 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
+sys.dont_write_bytecode = True  # what Python keeps of a module seen first is no file of ours
 
 import train  # noqa: E402
 from edge import guarded  # noqa: E402

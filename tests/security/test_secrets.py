@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pytest
 
+from llmtrain.board import mirror
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec import rundir
 from llmtrain.spec.build import build
@@ -188,6 +189,8 @@ def test_a_run_with_its_offline_copy_holds_no_secret(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", f"--key={canaries[0]}"])
+    for name in ("TIMEOUT_S", "LOCAL_S", "FINISH_S"):  # a crowded machine starts wandb slowly
+        monkeypatch.setattr(mirror, name, 120)
     config = make({"runs_root": str(tmp_path / "runs"), "tracking.wandb": "offline"})
     train(config, open_corpus(tiny_corpus_dir))
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

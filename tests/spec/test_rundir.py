@@ -1,11 +1,10 @@
-import contextlib
 import fcntl
+import itertools
 import json
 import multiprocessing
 import os
 import signal
 import socket
-import threading
 import time
 
 import pytest
@@ -26,6 +25,21 @@ def test_a_held_directory_is_refused_with_its_owner(tmp_path):
         with pytest.raises(RunLockedError, match=f"in use by process {os.getpid()} on"):
             rundir.hold(tmp_path).__enter__()
     assert not rundir.is_held(tmp_path)
+
+
+def test_an_owner_that_has_not_written_its_name_yet_is_named_all_the_same(tmp_path, monkeypatch):
+    looks = itertools.count(1)
+
+    def sleep(_seconds):
+        if next(looks) == rundir.LOOKS + 2:
+            owner.write("process 7 on host")
+            owner.flush()
+
+    monkeypatch.setattr(rundir.time, "sleep", sleep)
+    with (tmp_path / "lock").open("w") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        with pytest.raises(RunLockedError, match="in use by process 7 on host; wait for it"):
+            rundir.hold(tmp_path).__enter__()
 
 
 def test_two_who_look_do_not_take_each_other_for_an_owner(tmp_path):
@@ -73,12 +87,12 @@ def test_every_start_on_other_code_is_noted_with_its_environment(make, tmp_path,
     assert origins[0]["environment"]["python"]
 
 
-def test_who_only_looks_does_not_keep_an_owner_out(tmp_path):
+def test_who_only_looks_does_not_keep_an_owner_out(tmp_path, monkeypatch):
     with rundir.hold(tmp_path):
         pass
     with (tmp_path / "lock").open() as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
-        threading.Timer(0.03, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        monkeypatch.setattr(rundir.time, "sleep", lambda _s: fcntl.flock(looking, fcntl.LOCK_UN))
         with rundir.hold(tmp_path):
             assert (
                 f"process {os.getpid()} on {socket.gethostname()} since 20"
@@ -89,33 +103,38 @@ def test_who_only_looks_does_not_keep_an_owner_out(tmp_path):
 FORK = multiprocessing.get_context("fork")
 
 
+def stay(pipe):
+    pipe.send(os.getpid())  # by now it has let go of what its parent holds
+    time.sleep(600)
+
+
 def hold_until_killed(directory, pipe, n_heirs):
     with rundir.hold(directory):
-        heirs = [FORK.Process(target=time.sleep, args=(600,)) for _ in range(n_heirs)]
-        for heir in heirs:
-            heir.start()
-        pipe.send([heir.pid for heir in heirs])
-        time.sleep(600)
+        for _ in range(n_heirs):
+            FORK.Process(target=stay, args=(pipe,)).start()
+        stay(pipe)
 
 
 @pytest.fixture
 def holder(tmp_path):
     """Return a function that starts a process that holds the directory, and kill it in the end."""
-    started = []
+    holders, heirs = [], set()
 
     def start(n_heirs=0):
         here, there = FORK.Pipe(duplex=False)
         process = FORK.Process(target=hold_until_killed, args=(tmp_path, there, n_heirs))
         process.start()
         there.close()
-        started.append(process.pid)
-        started.extend(here.recv())
+        holders.append(process)
+        heirs.update({here.recv() for _ in range(1 + n_heirs)} - {process.pid})
         return process
 
     yield start
-    for pid in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    for process in holders:  # not by number, which is another's once it has been waited for
+        process.kill()
+        process.join()
+    for pid in heirs:
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.slow)])

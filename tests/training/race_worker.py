@@ -29,7 +29,7 @@ def race(config, corpus, barrier, other_left, pipe):
 
     def on_progress(_progress):
         met["trained"] = True
-        other_left.wait(timeout=30)
+        other_left.wait(timeout=300)
 
     with tempfile.TemporaryFile() as said:
         os.dup2(said.fileno(), 2)

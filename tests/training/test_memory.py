@@ -47,7 +47,7 @@ def train_under_limit(small, big, corpus, mebibytes):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=400,
     )
 
 

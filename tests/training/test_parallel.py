@@ -19,7 +19,7 @@ from llmtrain.spec.placement import placement
 from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import read_state, run_directory
 from llmtrain.training.loop import train
-from llmtrain.training.parallel import Team
+from llmtrain.training.parallel import Replicas, Team, joined
 from llmtrain.training.session import Session
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,7 +101,7 @@ def team(tiny_corpus_dir, started):
         (folder / "task.json").write_text(json.dumps(task))
         worker = str(Path(__file__).with_name("team_worker.py"))
         process = started([*TORCHRUN, worker, str(folder / "task.json")], folder)
-        _, error = process.communicate(timeout=100)
+        _, error = process.communicate(timeout=400)
         assert process.returncode == 0, error[-5000:]
         return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
@@ -264,14 +264,14 @@ def test_sigterm_saves_and_every_process_leaves_with_75(
     command = [*TORCHRUN, *script(tiny_corpus_dir, text_files, "runtime.parallel=ddp")]
     process = started(command, tmp_path)
     folder = tmp_path / "runs/single"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not any(p.stat().st_size for p in folder.glob("*/metrics.jsonl")):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     target = process.pid if whom == "torchrun" else children(process.pid)[1]
     os.kill(target, signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=200)
     assert process.returncode != 0
     assert error.count("SIGTERM at step") == 1 or whom != "torchrun"  # one line, from the first
     if whom == "one process":
@@ -315,6 +315,29 @@ def test_the_start_and_the_setting_must_agree():
         placement("none", TORCHRUN_SAYS)
 
 
+def test_sigterm_is_ignored_before_the_first_process_can_leave(make, monkeypatch):
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "WORLD_SIZE": "1"}
+    for name, value in (alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}).items():
+        monkeypatch.setenv(name, value)
+    meet, at_meeting = Replicas.highest, []
+
+    def noted(team, *values):
+        at_meeting.append(signal.getsignal(signal.SIGTERM))
+        return meet(team, *values)
+
+    monkeypatch.setattr(Replicas, "highest", noted)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with (
+            pytest.raises(InterruptedRunError),
+            joined(make({"runtime.parallel": "ddp"}).runtime),
+        ):
+            raise InterruptedRunError
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert at_meeting == [signal.SIG_IGN]  # torchrun sends SIGTERM when one has left
+
+
 @pytest.mark.parametrize(
     ("overrides", "under_torchrun", "message"),
     [
@@ -331,7 +354,7 @@ def test_a_wrong_start_is_one_line_and_code_2_before_any_file(
         for name, value in (TORCHRUN_SAYS | {"RANK": "0", "LOCAL_RANK": "0"}).items():
             monkeypatch.setenv(name, value)
     process = started([sys.executable, str(ROOT / "scripts/train.py"), *overrides], tmp_path)
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=200)
     assert process.returncode == 2, error
     assert message in error
     assert error.count("\n") == 1

@@ -58,9 +58,14 @@ def test_the_processes_that_a_run_starts_do_not_inherit_its_lock(tmp_path):
     lock = str(tmp_path / "lock")
     with hold(tmp_path):
         courier = Process({})
-        worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+        spawn = multiprocessing.get_context("spawn")
+        barrier = spawn.Barrier(2)
+        worker = spawn.Process(target=barrier.wait)
         worker.start()
         try:
+            while barrier.n_waiting == 0:  # from its fork to its exec it has all that we have
+                assert worker.is_alive()
+                time.sleep(0.05)
             assert lock in descriptors(os.getpid())
             for pid in (courier.child.pid, worker.pid):
                 assert lock not in descriptors(pid)

@@ -27,7 +27,7 @@ EVERY_3 = {
 }
 """20 steps; saves after 3, 6, ... 18."""
 IN_TURN = {"checkpoint.background": False}
-ENOUGH_S = 30.0
+ENOUGH_S = 300.0
 write_checkpoint = saver.write_checkpoint
 
 
