@@ -27,8 +27,8 @@ Keys:
   what=pool         the same tiny cells in warm workers and in a process each (cells=12, steps=50)
   what=compile      a sweep of shapes that compile, alone, with a process that compiles ahead on a
                     core of its own, and with all of it compiled before (cells=5, steps=400)
-  what=peer         the demo's shapes, batches and text beside nanoGPT's own loop, which is checked
-                    out at peer=PATH
+  what=peer         a sweep's shapes, batches and text beside nanoGPT's own loop, which is checked
+                    out at peer=PATH (sweep=demo, set="KEY=VALUE ...")
   what=stacked      runs of one shape stepped as one, and one after another (replicas=4, width=64,
                     layers=2, tokens=2048, steps=20, set="KEY=VALUE ...")
   what=tracking     one run of a minute with and without wandb

@@ -1,4 +1,4 @@
-"""The demo's cells beside nanoGPT's own training loop: same shapes, batches, text and precision."""
+"""A sweep's cells beside nanoGPT's own training loop: same shapes, batches and text."""
 
 import dataclasses
 import tempfile
@@ -14,6 +14,7 @@ from benches.nanogpt import PEER, checkout, set_up, tokens_per_second
 from llmtrain.corpus.manifest import read_manifest
 from llmtrain.corpus.prepare import prepare
 from llmtrain.corpus.shards import open_corpus
+from llmtrain.spec.check import check
 from llmtrain.spec.settings import TrainConfig, build_run
 from llmtrain.sweep.drain import cell_job
 from llmtrain.sweep.grid import Cell, plan_sweep
@@ -27,7 +28,7 @@ OWN_STEPS = 200
 
 
 def time_both(keys: Mapping[str, Any]) -> Seconds:
-    """Return the seconds of the demo's tokens on both sides, shape by shape, at measured speeds.
+    """Return the seconds of the cells' tokens on both sides, shape by shape, at measured speeds.
 
     The peer runs as its own program: one process, eager, float32, as many threads as cores. Ours
     runs as a sweep does: a warm worker of one thread on every core, each training the same cell.
@@ -35,7 +36,9 @@ def time_both(keys: Mapping[str, Any]) -> Seconds:
     `peer` is no checkout of nanoGPT.
     """
     peer = checkout(keys["peer"])
-    config, sweep = build_run(compose("train", ["sweep=demo", "tracking.wandb=disabled"]))
+    overrides = [f"sweep={keys['sweep']}", *keys["set"].split(), "tracking.wandb=disabled"]
+    config, sweep = build_run(compose("train", overrides))
+    check(sweep is not None, f"sweep={keys['sweep']} has no cells: name a sweep, such as demo")
     assert sweep is not None
     manifest = read_manifest(directory := prepare(config.data))
     cells = plan_sweep(config, sweep, unique_tokens=manifest.train.n_tokens).cells
@@ -55,12 +58,12 @@ def time_both(keys: Mapping[str, Any]) -> Seconds:
 
 
 def ratios(seconds: Seconds) -> Facts:
-    """Return how many times faster our side is: over all cells of the demo, and by shape."""
+    """Return how many times faster our side is: over all cells, and by shape."""
     theirs = {k.rpartition(":")[0]: v for k, v in seconds.items() if k.endswith(PEER)}
     ours = {k.rpartition(":")[0]: v for k, v in seconds.items() if k.endswith(OWN)}
     by_shape = {name: theirs[name] / ours[name] for name in theirs}
     return {
-        "times faster, all cells of the demo": sum(theirs.values()) / sum(ours.values()),
+        "times faster, all cells": sum(theirs.values()) / sum(ours.values()),
         "least of a shape": min(by_shape.values()),
         "most of a shape": max(by_shape.values()),
     }
@@ -115,4 +118,10 @@ def _shortened(cell: Cell, seed: int, runs_root: Path) -> TrainConfig:
     )
 
 
-BENCH = Bench(keys={}, text={"peer": ""}, run=time_both, facts=ratios, packages=("torch", "numpy"))
+BENCH = Bench(
+    keys={},
+    text={"peer": "", "sweep": "demo", "set": ""},
+    run=time_both,
+    facts=ratios,
+    packages=("torch", "numpy"),
+)
