@@ -21,8 +21,8 @@ import key_help
 from edge import compose, run_edge
 from ending import analysis_ending, fit_source
 from rich.console import Console
-from rich.table import Table as RichTable
 from screen import open_console, say
+from tables import columns_of, print_columns, whole_width
 
 from llmtrain.board.source import group_of, local_runs
 from llmtrain.scaling.analysis import compare_with
@@ -40,6 +40,14 @@ from llmtrain.spec.build import build
 from llmtrain.spec.errors import FitRefusedError
 from llmtrain.spec.words import plural
 
+SENTENCES = ("status", "note")  # columns whose texts are told below a table too narrow for them
+NOTHING = ("accepted", "–")  # what such a text says where there is nothing to tell
+GIVE_WAY = (
+    *SENTENCES, "worst", "mean |error| of its runs", "source", "J per token", "kJ per run",
+    "N", "excess, nats", "runs",
+)  # fmt: skip
+"""Columns that a terminal leaves out where they are too many for it, the first one first."""
+
 
 def default_out(source: Path) -> Path:
     """Return where a report goes when nothing is said."""
@@ -47,13 +55,18 @@ def default_out(source: Path) -> Path:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print a table, without its last column where that only says accepted."""
-    shown = RichTable(title=table.title, title_justify="left", box=None, pad_edge=False)
-    for name in table.header:
-        shown.add_column(name)
-    for row in table.rows:
-        shown.add_row(*row)
-    console.print(shown)
+    """Print a table, and below it what had no room: reasons as sentences, columns by name."""
+    say(console, table.title, "italic")
+    columns = columns_of(table.header, table.rows, n_left=len(table.header))
+    hidden = print_columns(console, columns, GIVE_WAY)
+    if names := [column.title for column in hidden if column.title not in SENTENCES]:
+        whole = whole_width([column for column in columns if column.title not in SENTENCES])
+        say(console, f"at {whole} columns also {', '.join(names)}; the report has all")
+    for column in hidden:
+        if column.title in SENTENCES:
+            for row, text in zip(table.rows, column.texts, strict=True):
+                if text not in NOTHING:
+                    say(console, f"{row[0]}: {text}", indent="  ")
 
 
 def print_analysis(console: Console, analysis: Analysis, files: ReportFiles) -> None:
@@ -65,7 +78,7 @@ def print_analysis(console: Console, analysis: Analysis, files: ReportFiles) -> 
             if table is not None:
                 print_table(console, table)
         if group.rates is not None:
-            console.print(bracket_line(group.rates), markup=False)
+            say(console, bracket_line(group.rates))
         for finding in group.findings:
             if finding.level == "warning":
                 say(console, f"warning ({finding.code}): {finding.message}")

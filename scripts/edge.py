@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from help_text import fitted_help
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -52,7 +53,7 @@ def run_edge(main: Callable[[list[str]], int | None]) -> None:
 
     def answer() -> int | None:
         if {"-h", "--help"} & set(arguments):
-            print((sys.modules["__main__"].__doc__ or "").strip())
+            print(fitted_help((sys.modules["__main__"].__doc__ or "").strip()))
             return 0
         return main(arguments)
 

@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from edge import compose
+from next_step import analyze_next
 
 from llmtrain.scaling.analysis import analyze
 from llmtrain.scaling.config import AnalyzeConfig
@@ -41,7 +42,6 @@ def sweep_ending(directory: Path) -> list[str]:
 
     A law that is refused is one line with the reason.
     """
-    command = shlex.join(["python", "scripts/analyze.py", f"runs={directory}"])
     config = build(
         AnalyzeConfig, compose("analyze", ["publish=disabled"]) | {"runs": str(directory)}
     )
@@ -50,7 +50,7 @@ def sweep_ending(directory: Path) -> list[str]:
         lines = [line for group in groups for line in verdict_lines(group)]
     except LlmtrainError as error:
         lines = [f"- No law yet: {error}"]
-    return [*lines, f"next: {command}  (figures, report, law.json)"]
+    return [*lines, analyze_next(directory)]
 
 
 def analysis_ending(analysis: Analysis, law: Path) -> list[str]:

@@ -102,7 +102,7 @@ def entry(key: str, sentence: str) -> list[str]:
     room = " " * COLUMN
     lines = textwrap.wrap(sentence, WIDTH - COLUMN) or [""]
     head = f"  {key}"
-    first = [f"{head:<{COLUMN}}{lines[0]}"] if len(head) < COLUMN else [head, room + lines[0]]
+    first = [f"{head:<{COLUMN}}{lines[0]}"] if len(head) + 2 <= COLUMN else [head, room + lines[0]]
     return [line.rstrip() for line in [*first, *(room + line for line in lines[1:])]]
 
 

@@ -20,15 +20,15 @@ the seconds and configs/bill.
 import csv
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import key_help
 from edge import compose, key_values, run_edge
-from rich.table import Table
 from screen import duration, open_console, say
+from tables import columns_of, print_columns
 
 from llmtrain.corpus.prepare import known_tokens
 from llmtrain.scaling.plot.plan import draw_plan
@@ -42,7 +42,7 @@ from llmtrain.spec.settings import TrainConfig, build_run
 from llmtrain.spec.sweeps import SweepConfig
 from llmtrain.spec.words import plural
 from llmtrain.sweep.centre import describe, expected_params
-from llmtrain.sweep.grid import Cell, Grid, family, plan_sweep
+from llmtrain.sweep.grid import Cell, Grid, Refused, family, plan_sweep
 from llmtrain.sweep.pool import make_slots
 from llmtrain.sweep.rounds import AdaptiveSweep, describe_round
 from llmtrain.sweep.speed import (
@@ -64,7 +64,6 @@ COLUMNS = {
     "batch_tokens": ("batch", "d"), "peak_lr": ("lr", ".2e"), "flops": ("FLOPs", ".4g"),
     "budget_error": ("off", "+.3%"), "memory_gb": ("GB", ".3g"), "seconds": ("seconds", ".3g"),
 }  # fmt: skip
-GAP = 2  # between columns
 GIVE_WAY = ("off", "FLOPs", "epochs", "GB", "batch", "seed", "lr", "steps")
 """Columns that a terminal leaves out where they are too many for it, the first one first."""
 
@@ -131,16 +130,6 @@ def shown(facts: dict[str, Any]) -> list[str]:
         for name, (_, form) in COLUMNS.items()
     ]
     return line if facts["budget"] is not None else [f"D={facts['budget_tokens']:.3g}", *line[1:]]
-
-
-def fitting(columns: Mapping[str, Sequence[str]], width: int) -> dict[str, Sequence[str]]:
-    """Return the columns that stand side by side in `width`; those of GIVE_WAY go as they must."""
-    left = dict(columns)
-    widths = {name: max(len(name), *map(len, texts)) for name, texts in columns.items()}
-    for name in GIVE_WAY:
-        if sum(widths[n] for n in left) + GAP * (len(left) - 1) > width:
-            del left[name]
-    return left
 
 
 def cost_lines(planned: Sequence[Planned], speed: Speed | None, config: TrainConfig) -> list[str]:
@@ -247,23 +236,27 @@ def warnings(grid: Grid, tokens: int | None) -> list[str]:
     return lines
 
 
+def refused_lines(refused: Sequence[Refused]) -> list[str]:
+    """Return a line for every shape and reason, with the seeds that share them."""
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for item in refused:
+        shape = f"w{item.d_model}d{item.n_layers}"
+        seeds.setdefault((shape, item.reason), set()).add(item.seed)
+    return [
+        f"refused: {shape} seed{'s' * (len(own) > 1)} {', '.join(map(str, sorted(own)))}: {reason}"
+        for (shape, reason), own in seeds.items()
+    ]
+
+
 def print_plan(grid: Grid, facts: Sequence[dict[str, Any]], lines: Sequence[str]) -> None:
     """Print the table, the refused cells, the sum and `lines`."""
     console = open_console()
     titles = [title for title, _ in COLUMNS.values()]
-    columns = dict(zip(titles, zip(*map(shown, facts), strict=True), strict=True)) if facts else {}
-    found = fitting(columns, console.width)
-    table = Table(box=None, pad_edge=False)
-    for name in found:
-        table.add_column(name, justify="right")
-    for row in zip(*found.values(), strict=True):
-        table.add_row(*row)
-    console.print(table)
-    if hidden := [name for name in columns if name not in found]:
+    columns = columns_of(titles, list(map(shown, facts))) if facts else []
+    if hidden := [column.title for column in print_columns(console, columns, GIVE_WAY)]:
         say(console, f"no room here for {', '.join(hidden)}; format=csv has every column")
-    for refused in grid.refused:
-        shape = f"w{refused.d_model}d{refused.n_layers}"
-        say(console, f"refused: {shape} seed {refused.seed}: {refused.reason}")
+    for line in refused_lines(grid.refused):
+        say(console, line, indent="  ")
     whole = sum(cell["flops"] for cell in facts)
     convention = f"{facts[0]['flops_convention']}; " if facts else ""
     say(

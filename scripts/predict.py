@@ -11,11 +11,13 @@
 Every key stands in configs/predict.yaml.
 """
 
+from collections.abc import Sequence
+
 import key_help
 from edge import compose, run_edge
 from rich.console import Console
-from rich.table import Table
-from screen import ScriptConsole
+from screen import has_width, open_console, say
+from tables import Column, columns_of, print_columns, whole_width
 
 from llmtrain.scaling.any_law import find_law
 from llmtrain.scaling.config import PredictConfig
@@ -29,6 +31,9 @@ from llmtrain.spec.errors import ConfigError
 TITLES = (
     "question", "FLOPs", "90 %", "N", "90 %", "D", "90 %", "D/N", "loss", "90 %", "wasted", "90 %",
 )  # fmt: skip
+# Columns that a terminal leaves out where they are too many for it, the first one first.
+MODELS_GIVE_WAY = ("hoffmann_a3_tex", "hoffmann_a3_table", "hoffmann_a2", "hoffmann_a1")
+LAWS_GIVE_WAY = ("confirmed by", "data", "C counts", "N counts")
 
 
 def row(found: Prediction) -> list[str]:
@@ -51,39 +56,42 @@ def row(found: Prediction) -> list[str]:
 
 def print_models(console: Console) -> None:
     """Print what known budgets would have bought."""
-    table = Table(box=None, pad_edge=False)
-    laws = [f"{key} N / D" for key in TABLE_LAWS]
-    for name in ("model", "N", "D", "FLOPs", *laws, "wasted"):
-        table.add_column(name, justify="left" if name == "model" else "right")
-    rows = model_table()
-    for line in rows:
+    lines = model_table()
+    rows = []
+    for line in lines:
         optima = [f"{count(n)} / {count(d)}" for n, d in line.optima]
         own = [line.name, count(line.params), count(line.tokens), flops(line.flops)]
-        table.add_row(*own, *optima, f"{100 * line.wasted:.1f} %")
-    console.print(table)
-    console.print("wasted: share of 6ND that an optimal run of equal loss saves, by besiroglu2024")
-    for line in rows:
+        rows.append([*own, *optima, f"{100 * line.wasted:.1f} %"])
+    columns = columns_of(["model", "N", "D", "FLOPs", *TABLE_LAWS, "wasted"], rows, n_left=1)
+    if hidden := [column.title for column in print_columns(console, columns, MODELS_GIVE_WAY)]:
+        say(console, f"at {whole_width(columns)} columns also {', '.join(hidden)}")
+    say(console, "below a law's name: N / D that the model's FLOPs buy by it")
+    say(console, "wasted: share of 6ND that an optimal run of equal loss saves, by besiroglu2024")
+    for line in lines:
         sizes = [n for n, _ in line.optima]
         n, d = line.optima[0]
         first = f"its budget buys {count(n)} parameters on {count(d)} tokens by {TABLE_LAWS[0]}"
         spread = f"{first}, {count(min(sizes))} to {count(max(sizes))} parameters over the laws"
         note = f"; {line.note}" if line.note else ""
-        console.print(f"{line.name}: {spread}{note}", markup=False)
+        say(console, f"{line.name}: {spread}{note}", indent="  ")
 
 
 def print_laws(console: Console) -> None:
-    """Print the registry: every printed law, how it counts and what to beware of."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("law", "a", "b", "N counts", "C counts", "data", "loss", "confirmed by"):
-        table.add_column(name)
+    """Print the registry: every printed law, how it counts and what to beware of.
+
+    What has no room in the table follows in the law's sentence.
+    """
+    titles = ("law", "a", "b", "N counts", "C counts", "data", "loss", "confirmed by")
+    rows = []
     for law in REGISTRY:
         exponents = (f"{power.exponent:.4f}" for power in (law.params_law, law.tokens_law))
         has_loss = "no" if law.loss_law is None else "yes"
-        table.add_row(law.key, *exponents, law.params, law.flops, law.data, has_loss, law.confirmed)
-    console.print(table)
-    for law in REGISTRY:
-        caveat = f"; {law.warning}" if law.warning else ""
-        console.print(f"{law.key}: {law.source}{caveat}", markup=False)
+        rows.append([law.key, *exponents, law.params, law.flops, law.data, has_loss, law.confirmed])
+    columns = columns_of(titles, rows, n_left=len(titles))
+    hidden = print_columns(console, columns, LAWS_GIVE_WAY)
+    for i, law in enumerate(REGISTRY):
+        parts = [law.source, law.warning, *(f"{own.title}: {own.texts[i]}" for own in hidden)]
+        say(console, f"{law.key}: {'; '.join(part for part in parts if part)}", indent="  ")
 
 
 def print_predictions(console: Console, config: PredictConfig) -> None:
@@ -91,21 +99,34 @@ def print_predictions(console: Console, config: PredictConfig) -> None:
     law = find_law(config)
     found = predict(config, law)
     rows = [row(prediction) for prediction in found]
-    table = Table(box=None, pad_edge=False)
-    shown = [i for i in range(len(TITLES)) if any(line[i] != "–" for line in rows)]
-    for i in shown:
-        table.add_column(TITLES[i], justify="right" if i else "left")
-    for line in rows:
-        table.add_row(*(line[i] for i in shown))
-    console.print(f"{law.name}: {law.source}", markup=False)
-    console.print(f"N counts {law.params}; C counts {law.flops}", markup=False)
-    console.print(table)
+    say(console, f"{law.name}: {law.source}")
+    say(console, f"N counts {law.params}; C counts {law.flops}")
+    columns = [own for own in columns_of(TITLES, rows, n_left=1) if set(own.texts) != {"–"}]
+    if has_width(console) and whole_width(columns) > console.width:
+        for line in rows:
+            print_columns(console, answer_columns(line))
+    else:
+        print_columns(console, columns)
     best = found[-1]
-    console.print(
-        f"{count(best.params)} parameters, {count(best.tokens)} tokens at {flops(best.flops)} FLOPs"
+    say(
+        console,
+        f"{count(best.params)} parameters, {count(best.tokens)} tokens at {flops(best.flops)} "
+        "FLOPs",
     )
     for note in dict.fromkeys(note for prediction in found for note in prediction.notes):
-        console.print(f"note: {note}", markup=False)
+        say(console, f"note: {note}")
+
+
+def answer_columns(line: Sequence[str]) -> list[Column]:
+    """Return one prediction with a row for each quantity, for terminals too narrow for a line."""
+    rows: list[list[str]] = []
+    for title, text in zip(TITLES[1:], line[1:], strict=True):
+        if title == "90 %":
+            rows[-1].append(text)
+        else:
+            rows.append([title, text])
+    whole = [[*own, "–"][:3] for own in rows if own[1] != "–"]
+    return columns_of([line[0], "value", "90 %"], whole, n_left=1)
 
 
 def main(overrides: list[str]) -> None:
@@ -114,9 +135,7 @@ def main(overrides: list[str]) -> None:
     if config.table is not None and len(overrides) > 1:
         others = ", ".join(o for o in overrides if not o.startswith("table="))
         raise ConfigError(f"table={config.table} has its own laws and budgets; leave out {others}")
-    console = ScriptConsole(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 200  # a file or a pipe has no width; nothing may be cut
+    console = open_console()
     if config.table == "models":
         print_models(console)
     elif config.table == "laws":

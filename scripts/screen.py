@@ -2,12 +2,13 @@
 
 import textwrap
 
+from help_text import columns_are_set
 from rich.console import Console
 from rich.text import Text
 
 # For terminals and files whose encoding has no such signs.
 PLAIN_SIGNS = str.maketrans("•◆│└─━╸…–—×±αβ", "o*|+-=>.--x+ab")
-PIPE_WIDTH = 180  # a file or a pipe has no width; nothing may be cut
+PIPE_WIDTH = 1000  # a file or a pipe has no width; nothing may be cut or broken
 
 
 class ScriptConsole(Console):
@@ -21,9 +22,14 @@ class ScriptConsole(Console):
 def open_console() -> ScriptConsole:
     """Return the console of a script: wide where there is no terminal, without markup."""
     console = ScriptConsole(highlight=False, soft_wrap=True, markup=False)
-    if not console.is_terminal:
+    if not has_width(console):
         console.width = PIPE_WIDTH
     return console
+
+
+def has_width(console: Console) -> bool:
+    """Return whether lines are held to a width: on a terminal, or where COLUMNS says one."""
+    return console.is_terminal or columns_are_set()
 
 
 def is_live(console: Console) -> bool:
@@ -47,14 +53,21 @@ def spoken(line: Text, console: Console) -> Text:
     return plain
 
 
-def say(console: Console, line: str, style: str = "") -> None:
+def say(console: Console, line: str, style: str = "", *, indent: str = "") -> None:
     """Print a sentence: between words on a terminal, on one line elsewhere, where it is searched.
 
-    A command is never broken, so that it can be copied.
+    `indent` stands before all lines but the first. A command is never broken, so that it can be
+    copied.
     """
-    if console.is_terminal and not line.startswith("next:"):
-        indent = "  " if line.startswith("- ") else ""
-        line = textwrap.fill(line, max(20, console.width), subsequent_indent=indent)
+    if has_width(console) and not line.startswith("next:"):
+        indent = "  " if line.startswith("- ") else indent
+        line = textwrap.fill(
+            line,
+            max(20, console.width),
+            subsequent_indent=indent,
+            break_long_words=False,  # paths
+            break_on_hyphens=False,  # run ids
+        )
     console.print(spoken(Text(line, style=style), console))
 
 

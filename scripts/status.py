@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from edge import key_values, run_edge
+from next_step import analyze_next
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -70,6 +71,7 @@ BILL_KEYS = tuple(f"bill.{field.name}" for field in dataclasses.fields(BillChang
 class Look:
     """What one look at the files found."""
 
+    directory: Path
     cells: Sequence[CellStatus]
     expense: Expense | None
     left: TimeLeft | None
@@ -109,10 +111,14 @@ def main(overrides: list[str]) -> None:
     elif not is_live(console):
         watch(look, every_s, lambda found: print_lines(console, lines(found)))
     elif every_s is None:
-        console.print(board(look(), console))
+        console.print(board(found := look(), console))
+        print_lines(console, next_step(found))
     else:
         with Live(board(look(), console), console=console, auto_refresh=False) as live:
-            watch(look, every_s, lambda found: live.update(board(found, console), refresh=True))
+            found = watch(
+                look, every_s, lambda found: live.update(board(found, console), refresh=True)
+            )
+        print_lines(console, next_step(found))
 
 
 def seconds(text: str) -> float | None:
@@ -136,6 +142,7 @@ def look_at(directory: Path, changes: BillChanges) -> Look:
     records = [_record(directory / cell.run_id) for cell in cells if cell.state == "done"]
     found = [record for record in records if record is not None]
     return Look(
+        directory=directory,
         cells=cells,
         expense=expense_of(directory, found, changes),
         left=time_left(cells, len(make_slots(1))),
@@ -150,13 +157,16 @@ def _record(directory: Path) -> RunRecord | None:
         return None
 
 
-def watch(look: Callable[[], Look], every_s: float | None, show: Callable[[Look], None]) -> None:
-    """Show the cells once, or every `every_s` seconds until all are done or have failed."""
+def watch(look: Callable[[], Look], every_s: float | None, show: Callable[[Look], None]) -> Look:
+    """Show the cells once, or every `every_s` seconds until all are done or have failed.
+
+    Returns the last look.
+    """
     while True:
         found = look()
         show(found)
         if every_s is None or all(cell.state in ("done", *PASSED_BY) for cell in found.cells):
-            return
+            return found
         time.sleep(every_s)
 
 
@@ -177,6 +187,7 @@ def lines(look: Look) -> list[str]:
         *budget_lines(cells),
         counted(cells),
         *notes(look),
+        *next_step(look),
     ]
 
 
@@ -263,6 +274,12 @@ def notes(look: Look, *, in_full: bool = True) -> list[str]:
             "quarantined cells failed twice in the same way: retry=failed tries them again"
         )
     return found
+
+
+def next_step(look: Look) -> list[str]:
+    """Return the command that analyses a sweep, once all its cells are done; of one run nothing."""
+    finished = all(cell.state == "done" for cell in look.cells)
+    return [analyze_next(look.directory)] if finished and len(look.cells) > 1 else []
 
 
 def as_json(look: Look) -> dict[str, Any]:

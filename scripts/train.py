@@ -24,6 +24,7 @@ import hydra
 import key_help
 from console import RunConsole
 from edge import CONFIG_DIR, check_overrides, guarded
+from help_text import fitted_help
 from omegaconf import DictConfig
 from screen import say
 from sweep_console import SweepConsole
@@ -33,9 +34,11 @@ from llmtrain.spec.check import check
 from llmtrain.spec.compile_cache import compile_cache
 from llmtrain.spec.placement import placement
 from llmtrain.spec.plan import plan_run
+from llmtrain.spec.record import RECORD_FILE
 from llmtrain.spec.rundir import run_directory
 from llmtrain.spec.settings import TrainConfig, build_launch, build_run
 from llmtrain.spec.sweeps import LaunchConfig
+from llmtrain.spec.words import plural
 from llmtrain.sweep.grid import Cell
 from llmtrain.sweep.launcher import HANDS, plain
 from llmtrain.sweep.ledger import cell_status, facts, is_done
@@ -107,16 +110,18 @@ def run(console: SweepConsole | None = None) -> None:
     finally:
         console.conclude()
     if console.is_done and any(override.startswith("sweep=") for override in overrides):
-        from ending import sweep_ending  # noqa: PLC0415 - scipy, when there is something to fit
-
         for directory in dict.fromkeys(path.parent for path in console.cells):
+            n_runs = len(list(directory.glob(f"*/{RECORD_FILE}")))
+            say(console.console, f"fitting the law to {plural(n_runs, 'run')}")
+            from ending import sweep_ending  # noqa: PLC0415 - scipy, when there is something to fit
+
             for line in sweep_ending(directory):
                 say(console.console, line)
 
 
 if __name__ == "__main__":
     if key_help.is_asked_for():
-        print(f"{__doc__}\n{key_help.train_keys()}")
+        print(fitted_help(f"{__doc__}\n{key_help.train_keys()}"))
     else:
         code = guarded(run)
         interrupts.ignored()

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # damage.py
 # No test may reach the wandb account of whoever runs it.
 os.environ["NETRC"] = os.devnull
 os.environ.pop("WANDB_API_KEY", None)
+os.environ.pop("COLUMNS", None)  # what no terminal reads has no width
 
 ROOT = Path(__file__).resolve().parents[1]
 

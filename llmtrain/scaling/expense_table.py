@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from llmtrain.scaling.wording import Table, flops
 from llmtrain.spec.bill import total
-from llmtrain.spec.expense import Expense, RunExpense, carbon_text, work_text
+from llmtrain.spec.expense import Expense, RunExpense, amount_text, carbon_text, work_text
 
 
 def expense_table(expense: Expense | None) -> Table | None:
@@ -55,7 +55,7 @@ def _row(name: str, runs: Sequence[RunExpense]) -> tuple[str, ...]:
         f"{bill.device_hours:.3g}",
         "–" if bill.kwh is None else f"{mark}{work_text(bill.kwh)}",
         "–" if bill.co2e_kg is None else f"{mark}{carbon_text(bill.co2e_kg)}",
-        "–" if bill.money is None else f"{bill.money:.2f} {'/'.join(currencies)}",
+        "–" if bill.money is None else f"{amount_text(bill.money)} {'/'.join(currencies)}",
         f"{mark}{sum(known) / len(runs) / 1e3:.3g}" if whole else "–",
         f"{mark}{sum(known) / sum(run.tokens for run in runs):.3g}" if whole else "–",
         ", ".join(bill.sources),

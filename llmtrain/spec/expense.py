@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +174,17 @@ def money_text(bill: Bill, config: BillConfig | None) -> str:
     """Return the money, or that no price is set."""
     if bill.money is None or config is None:
         return "no price set (bill.price_per_hour)"
-    return f"{bill.money:.2f} {config.currency}"
+    return f"{amount_text(bill.money)} {config.currency}"
 
 
 def bill_text(bill: Bill, config: BillConfig | None) -> str:
     """Return energy, carbon and money in a line."""
     return f"{energy_text(bill, config)}; {money_text(bill, config)}"
+
+
+def amount_text(money: float) -> str:
+    """Return an amount of money to two places, below a hundredth to two significant digits."""
+    return f"{money:.2f}" if money >= 0.01 or money == 0 else f"{Decimal(f'{money:.1e}'):f}"
 
 
 def work_text(kwh: float) -> str:

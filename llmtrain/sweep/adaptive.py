@@ -83,7 +83,7 @@ class _Policy:
         if picks:
             return self._round(picks)
         if not self.curves:
-            return self._round([], "no cell can be trained; scripts/plan.py says why")
+            return self._round([], "no cell can be trained")
         try:
             local, row, stop = self._target()
         except FitRefusedError as error:

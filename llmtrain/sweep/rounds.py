@@ -76,7 +76,8 @@ class AdaptiveSweep:
         """Return what is run before anything is known. Raises ConfigError where nothing can be."""
         decision = self.decide([])
         if not decision.picks:
-            raise ConfigError(f"the adaptive sweep cannot begin: {decision.stop}")
+            first = f": {self.refused[0].reason}" if self.refused and not self.cells else ""
+            raise ConfigError(f"the adaptive sweep cannot begin: {decision.stop}{first}")
         return decision, Grid(cells=tuple(map(self.cell, decision.picks)), refused=self.refused)
 
     def cell(self, pick: Pick) -> Cell:

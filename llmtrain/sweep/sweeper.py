@@ -88,7 +88,11 @@ class IsoflopSweeper(Sweeper):
         chosen = {cell.run_id for cell in with_trunks(select(all_cells, only), all_cells)}
         cells = [(overrides, cell) for overrides, cell in every if cell.run_id in chosen]
         if not cells:
-            raise ConfigError("no cell of this sweep can be trained; scripts/plan.py says why")
+            refused = [item for grids in plans.values() for grid in grids for item in grid.refused]
+            raise ConfigError(
+                f"no cell of this sweep can be trained: {refused[0].reason} (the first of "
+                f"{plural(len(refused), 'cell')}; scripts/plan.py says why)"
+            )
         unique = list({cell.run_id: cell for _, cell in cells}.values())
         retry = any(launch.retry == "failed" for *_, launch in points)
         if any(launch.dry_run for *_, launch in points):
@@ -203,8 +207,9 @@ def plan_point(base: TrainConfig, sweep: SweepConfig | None, *, write: bool = Tr
         )
 
     if sweep is not None:
-        if not plan_sweep(base, sweep, unique_tokens=None).cells:  # before any file
-            return Grid(cells=(), refused=())
+        first = plan_sweep(base, sweep, unique_tokens=None)
+        if not first.cells:  # before any file
+            return first
         return plan_sweep(base, sweep, unique_tokens=tokens())
     plan_run(base, vocab_size=base.data.vocab_size, unique_tokens=None)
     plan = plan_run(base, vocab_size=base.data.vocab_size, unique_tokens=tokens())

@@ -8,6 +8,7 @@ import typing
 import key_help
 import pytest
 from edge import CONFIG_DIR, check_overrides
+from help_text import wrapped
 
 from llmtrain.board.dashboard import DashboardConfig
 from llmtrain.scaling.config import AnalyzeConfig, PredictConfig
@@ -62,6 +63,20 @@ def test_help_has_two_examples_and_every_key(cli, script):
         assert "One of gelu, swiglu, relu2." in flat
         assert "One of none, linear, root, discrete." in flat
         assert "One of fixed, adaptive, lr_bracket." in flat
+    narrow = wrapped(text, 80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert re.sub(r" \\\n|^ +#|\s", "", narrow, flags=re.M) == re.sub(r"\s", "", text)
+    for line in narrow.replace(" \\\n", " ").splitlines():  # a continued command is one line
+        assert line.count("'") % 2 == 0 or not line.startswith("  python")
+
+
+def test_help_is_as_wide_as_the_terminal_and_whole_in_a_pipe(cli, monkeypatch):
+    whole = cli("status.py", "--help").stdout
+    assert max(map(len, whole.splitlines())) > 80
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = cli("status.py", "--help").stdout
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "runs' own\n                    configuration: region, grams_per_kwh" in narrow
 
 
 def test_every_key_has_a_sentence():

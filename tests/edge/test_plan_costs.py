@@ -99,6 +99,16 @@ def test_a_terminal_sees_whole_numbers_and_what_has_no_room_is_named(
         assert title in lines[0].split() or f" {title}," in text or f" {title};" in text
 
 
+def test_seeds_that_share_a_reason_are_refused_in_one_line(capsys, tmp_path):
+    few = ("sweep.budgets=[3e10]", "sweep.seeds=[2,0,1]", "budget.min_steps=1000000")
+    plan.main(["sweep=demo", *few, f"runs_root={tmp_path}", f"data.root={tmp_path}"])
+    lines = capsys.readouterr().out.splitlines()
+    refused = [line for line in lines if line.startswith("refused: ")]
+    assert len(refused) == len(set(refused)) == 6  # of 18 cells
+    assert all(" seeds 0, 1, 2: budget.flops=3e+10 buys " in line for line in refused)
+    assert lines[6].startswith("0 cells, 18 refused")
+
+
 def test_a_run_that_was_given_tokens_says_so_in_place_of_a_budget(capsys, tmp_path):
     tokens = ("budget.flops=null", "budget.n_tokens=100000")
     plan.main(["model=w32d2", *tokens, f"runs_root={tmp_path}", f"data.root={tmp_path}"])

@@ -59,7 +59,9 @@ def test_a_two_by_two_multirun_leaves_four_records_and_runs_nothing_twice(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
 
 
-def test_a_sweep_trains_what_its_plan_lists(cli, tiny_overrides, tmp_path):
+def test_a_sweep_trains_what_its_plan_lists_and_says_what_is_next(
+    cli, tiny_overrides, tmp_path, monkeypatch
+):
     arguments = [*tiny_overrides, *SWEEP]
     plan = cli("plan.py", *arguments)
     assert plan.returncode == 0, plan.stderr
@@ -72,6 +74,18 @@ def test_a_sweep_trains_what_its_plan_lists(cli, tiny_overrides, tmp_path):
         spent = record["flops"]["full_attention"]
         assert spent == pytest.approx(record["flops_budget"], rel=0.02)
     assert set(json.loads((tmp_path / "runs/mini/sweep.json").read_text())["cells"]) == set(found)
+    lines = sweep.stdout.splitlines()
+    cost, verdict = (
+        next(i for i, line in enumerate(lines) if line.startswith(words))
+        for words in ("cost of 6", "- ")
+    )
+    assert lines[cost + 1 : verdict] == ["fitting the law to 6 runs"]
+    assert lines[-1].startswith("next: python scripts/analyze.py runs=runs/mini")
+    for terminal in (False, True):
+        if terminal:
+            monkeypatch.setenv("FORCE_COLOR", "1")
+        status = cli("status.py", "runs=runs/mini")
+        assert status.stdout.splitlines()[-1] == lines[-1], terminal
 
 
 def test_the_plan_of_trunks_and_branches_says_what_they_save(cli):

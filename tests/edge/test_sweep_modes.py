@@ -187,7 +187,7 @@ def test_a_bracket_is_planned_trained_and_reported(cli, tiny_overrides, tmp_path
         (["sweep.law=nonesuch"], "law='nonesuch' is neither a file nor one of"),
         (["sweep.mode=lr_bracket", "sweep.bracket.factors=[1]"], "rates on both sides of it"),
         (["runtime.memory_gb=-1"], "runtime.memory_gb=-1.0 must be"),
-        (["runtime.memory_gb=1e-4"], "no cell of this sweep can be trained"),
+        (["runtime.memory_gb=1e-4"], "no cell of this sweep can be trained: w8d1 needs about"),
     ],
 )
 def test_a_mode_that_cannot_begin_is_refused_before_any_file(cli, tmp_path, arguments, message):

@@ -65,11 +65,13 @@ def test_a_report_says_what_the_runs_cost(planted_sweep, analyze_config, tmp_pat
 
 
 def test_an_estimate_is_called_one_in_every_cell(planted_sweep, analyze_config):
-    table = expense_table(analysed(planted_sweep(change=estimated), analyze_config).expense)
+    sweep, price = planted_sweep(change=estimated), {"price_per_hour": 1e-4}
+    table = expense_table(analysed(sweep, analyze_config, **price).expense)
     for row in table.rows:
         for cell in (row[3], row[4], row[6], row[7]):
             assert cell.startswith("estimated ")
         assert row[-1] == "estimated"
+    assert table.rows[0][1:6:4] == ("9", "0.00090 USD")  # an hour each
 
 
 def test_a_table_of_runs_has_no_cost():

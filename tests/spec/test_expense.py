@@ -61,6 +61,19 @@ def test_a_reader_counts_otherwise(tmp_path):
     assert money_text(found.bill, found.config) == "1.50 EUR"
 
 
+@pytest.mark.parametrize(
+    ("money", "text"),
+    [
+        (0.00042123, "0.00042"), (0.0009, "0.00090"), (4.2e-7, "0.00000042"),
+        (0.0099, "0.0099"), (0.01, "0.01"), (0.0, "0.00"), (12.3456, "12.35"),
+    ],
+)  # fmt: skip
+def test_small_money_has_two_significant_digits(money, text):
+    bill = Bill(device_hours=1.0, kwh=1.0, co2e_kg=0.1, money=money, sources=("estimated",))
+    assert money_text(bill, PLAIN) == f"{text} {PLAIN.currency}"
+    assert bill_text(bill, PLAIN).endswith(f"; {text} {PLAIN.currency}")
+
+
 def test_an_estimate_beside_a_counter_marks_the_sum(tmp_path):
     runs = [record("a"), record("b", energy_j=14400.0, energy_source="estimated")]
     found = expense_of(folder(tmp_path, *runs), runs)

@@ -176,6 +176,6 @@ def test_rounds_are_bounded(adaptive):
 def test_a_family_without_a_trainable_cell_is_refused_before_any_file(make, tmp_path):
     base = make(RULE | {"runs_root": str(tmp_path / "none"), "runtime.memory_gb": 1e-4})
     sweep = AdaptiveSweep(base, build(SweepConfig, SWEEP), unique_tokens=None)
-    with pytest.raises(ConfigError, match="cannot begin: no cell can be trained"):
+    with pytest.raises(ConfigError, match=r"no cell can be trained: w\d+d\d+ needs"):
         sweep.first_round()
     assert not sweep.directory.exists()
