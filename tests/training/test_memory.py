@@ -79,7 +79,8 @@ def test_out_of_memory_halves_the_passes_and_keeps_batch_identity_and_loss(
     assert record.val_loss == pytest.approx(whole.val_loss, rel=1e-6)
     passes, at_once = steps(big), steps(free)
     assert [row["step"] for row in passes] == [1, 2]  # no step is logged twice
-    for name, rel in (("train/loss", 1e-6), ("train/grad_norm", 1e-5)):  # Adam alone would forgive a scaled gradient
+    # Adam alone would forgive a scaled gradient.
+    for name, rel in (("train/loss", 1e-6), ("train/grad_norm", 1e-5)):
         assert [row[name] for row in passes] == pytest.approx([r[name] for r in at_once], rel=rel)
 
 
