@@ -107,8 +107,8 @@ def half_done(tmp_path, name, state, **changes):
 
 def test_runs_without_a_record_are_counted_apart(tmp_path):
     runs = [record("a", energy_j=7.2e6)]
-    folder(tmp_path, *runs, price_per_hour=2.0)
-    write_state(tmp_path / "a", "done", None, Spent(**dict.fromkeys(Spent.__dataclass_fields__)))
+    half_done(tmp_path, "a", "done")
+    (tmp_path / "a/record.json").touch()  # it counts what the state holds
     half_done(tmp_path, "b", "failed")
     half_done(tmp_path, "c", "failed")
     half_done(tmp_path, "d", "running", energy_j=None, energy_source="none")  # nobody is at it
