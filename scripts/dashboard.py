@@ -21,10 +21,9 @@ from llmtrain.scaling.plot.style import budget_colours
 from llmtrain.spec.build import build
 from llmtrain.spec.disk import make_folder, write_whole
 from llmtrain.spec.errors import ConfigError, MismatchError
-from llmtrain.spec.expense import bill_text, expense_of
+from llmtrain.spec.expense import cost_lines, expense_of
 from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.record import RECORD_FILE, RunRecord, read_record
-from llmtrain.spec.words import plural
 
 LAW = "report/law.json"
 
@@ -71,8 +70,7 @@ def cost_of(folder: Path, records: Sequence[RunRecord]) -> list[str]:
     expense = expense_of(folder, records)
     if expense is None:
         return []
-    runs = plural(len(expense.runs), "finished run")
-    return [f"Cost of {runs}: {bill_text(expense.bill, expense.config)}."]
+    return [f"{line[0].upper()}{line[1:]}." for line in cost_lines(expense, "run")]
 
 
 def main(overrides: list[str]) -> None:

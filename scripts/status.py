@@ -49,7 +49,7 @@ from sweep_view import (
 from llmtrain.spec.bill import BillChanges
 from llmtrain.spec.build import build
 from llmtrain.spec.errors import ConfigError, MismatchError
-from llmtrain.spec.expense import Expense, bill_text, expense_of
+from llmtrain.spec.expense import Expense, cost_lines, expense_of
 from llmtrain.spec.record import RunRecord, read_record
 from llmtrain.spec.rundir import PASSED_BY
 from llmtrain.spec.words import plural
@@ -89,7 +89,7 @@ class Look:
             share=1.0 - left / flops if flops > 0 else None,
             elapsed_s=None,
             left_s=None if self.left is None else self.left.seconds,
-            bill=None if expense is None else expense.bill,
+            bill=None if expense is None else expense.whole,
             bill_config=None if expense is None else expense.config,
         )
 
@@ -265,8 +265,7 @@ def notes(look: Look, *, in_full: bool = True) -> list[str]:
             f"{f'{left.n_slots} at work' if left.at_work else plural(left.n_slots, 'slot')}"
         )
     if look.expense is not None and in_full:
-        bill = bill_text(look.expense.bill, look.expense.config)
-        found.append(f"cost of {plural(len(look.expense.runs), 'finished cell')}: {bill}")
+        found += cost_lines(look.expense)
     if look.expense is not None:
         found += [saving.text for saving in look.expense.savings]
     if any(cell.state == "quarantined" for cell in look.cells):

@@ -24,7 +24,16 @@ from sweep_view import (
 
 from llmtrain.spec.bill import Bill, BillConfig, bill_for, total
 from llmtrain.spec.errors import InterruptedRunError, LlmtrainError
-from llmtrain.spec.expense import ROUNDS_FILE, bill_config_of, bill_text, run_expense
+from llmtrain.spec.expense import (
+    ROUNDS_FILE,
+    Expense,
+    OpenExpense,
+    RunExpense,
+    bill_config_of,
+    cost_lines,
+    open_expense,
+    run_expense,
+)
 from llmtrain.spec.record import read_record
 from llmtrain.spec.rundir import PASSED_BY, read_state
 from llmtrain.spec.words import plural
@@ -44,7 +53,8 @@ class SweepConsole(SweepWatcher):
         self.console = open_console() if console is None else console
         self.live: Live | None = None
         self.cells: dict[Path, CellStatus] = {}
-        self.bills: dict[Path, Bill] = {}
+        self.runs: dict[Path, RunExpense] = {}
+        self.others: dict[Path, OpenExpense] = {}
         self.bill_config: BillConfig | None = None
         self.at_work: dict[Path, AtWork] = {}
         self.folders: dict[str, Path] = {}
@@ -149,6 +159,7 @@ class SweepConsole(SweepWatcher):
             self.n_failed += 1
             stopped = outcome.exit_code == InterruptedRunError.exit_code
             self._change(path, state="stopped" if stopped else "failed", reason=outcome.error)
+            self._count_open(path)
             self.console.print(f"{head}  FAILED: {outcome.error}", style="red")
             return
         known = read_sweep(path.parent, [path.name])[0]
@@ -190,9 +201,9 @@ class SweepConsole(SweepWatcher):
         drawn = curve_lines(cells, self.console.width) if self.console.is_terminal else []
         for line in [*drawn, *map(Text, budget_lines(cells))]:
             self.console.print(spoken(line, self.console))
-        if self.bills:
-            cost = bill_text(total(self.bills.values()), self.bill_config)
-            say(self.console, f"cost of {plural(len(self.bills), 'finished cell')}: {cost}")
+        runs, others = tuple(self.runs.values()), tuple(self.others.values())
+        for said in cost_lines(Expense(runs=runs, savings=(), others=others)):
+            say(self.console, said)
         failed = [path for path, cell in self.cells.items() if cell.state in PASSED_BY]
         if failed:
             quarantined = any(read_state(path)[0] == "quarantined" for path in failed)
@@ -228,12 +239,20 @@ class SweepConsole(SweepWatcher):
     def _know(self, path: Path, cell: CellStatus) -> None:
         """Take over a cell as its folder has it, and its cost where it is finished."""
         self.cells[path] = cell
-        if cell.state == "done" and path not in self.bills:
+        if cell.state != "done":
+            self._count_open(path)
+        elif path not in self.runs:
+            self.others.pop(path, None)  # its record counts that too
             with contextlib.suppress(LlmtrainError):
                 record = read_record(path)
                 found = None if record is None else run_expense(path, record)
                 if found is not None:
-                    self.bills[path], self.bill_config = found.bill, found.config
+                    self.runs[path], self.bill_config = found, found.config
+
+    def _count_open(self, path: Path) -> None:
+        """Take over the cost of a cell without a record."""
+        if (found := open_expense(path)) is not None:
+            self.others[path], self.bill_config = found, found.config
 
     def _change(self, path: Path, **changes: Any) -> None:
         self.cells[path] = replace(self.cells[path], **changes)
@@ -264,7 +283,8 @@ class SweepConsole(SweepWatcher):
         """Return the cost of what has ended, and of what is at work by its time so far."""
         config = self.bill_config
         now = time.monotonic()
-        bills = list(self.bills.values())
+        bills = [run.bill for run in self.runs.values()]
+        bills += [run.bill for run in self.others.values()]
         for path, work in list(self.at_work.items()):
             config = config or bill_config_of(path)
             if config is not None and "hardware" in work.report:

@@ -4,7 +4,14 @@ from collections.abc import Sequence
 
 from llmtrain.scaling.wording import Table, flops
 from llmtrain.spec.bill import total
-from llmtrain.spec.expense import Expense, RunExpense, amount_text, carbon_text, work_text
+from llmtrain.spec.expense import (
+    Expense,
+    RunExpense,
+    amount_text,
+    carbon_text,
+    others_text,
+    work_text,
+)
 
 
 def expense_table(expense: Expense | None) -> Table | None:
@@ -30,6 +37,7 @@ def expense_table(expense: Expense | None) -> Table | None:
         counted,
         "Of finished runs; per token and per run before PUE. Each run's joules stand in its "
         "record and in runs.csv. ",
+        f"Besides {others_text(expense.others, 'run')}. " if expense.others else "",
         *(f"{saving.text[0].upper()}{saving.text[1:]}. " for saving in expense.savings),
     ]
     return Table(

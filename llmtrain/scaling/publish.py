@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from llmtrain.board.identity import settled_mode, tag_list, wandb_id
+from llmtrain.board.identity import KEY_SIGN, settled_mode, tag_list, wandb_id
 from llmtrain.board.mirror import WandbMirror
 from llmtrain.scaling.bootstrap import Interval
 from llmtrain.scaling.report import ReportFiles
 from llmtrain.scaling.results import Analysis, GroupAnalysis
 from llmtrain.scaling.verdict import target, verdict
 from llmtrain.scaling.wording import flops
+from llmtrain.spec.nested import flatten
 
 ESTIMATOR_COLUMNS = (
     "group", "method", "status", "a", "a_low", "a_high", "b", "b_low", "b_high", "runs", "reason",
@@ -124,8 +125,8 @@ def summary(analysis: Analysis) -> dict[str, Any]:
         "flops_convention": runs.conventions.flops,
     }
     if analysis.expense is not None:
-        cost = analysis.expense.facts()
-        found |= {f"cost/{k}": v for k, v in cost.items() if not isinstance(v, list)}
+        cost = flatten({"cost": analysis.expense.facts()}, KEY_SIGN)
+        found |= {key: value for key, value in cost.items() if not isinstance(value, list)}
     for group in analysis.groups:
         own: dict[str, Any] = {"verdict": " ".join(verdict(group))}
         own["status"] = "refused" if group.main is None else "accepted"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from llmtrain.spec.check import check, check_between, check_name, check_positive
-from llmtrain.spec.record import RunRecord
+from llmtrain.spec.record import RunRecord, Spent
 
 JOULES_PER_KWH = 3.6e6
 CPU_WATTS_PER_THREAD = 4.0
@@ -206,18 +206,18 @@ def bill_for(
     )
 
 
-def bill_of(record: RunRecord, config: BillConfig) -> Bill:
-    """Return the bill of a finished run: the counter's joules, or an estimate from its seconds.
+def bill_of(run: RunRecord | Spent, config: BillConfig) -> Bill:
+    """Return the bill of a run, done or so far: the counter's joules, or an estimate by its time.
 
-    An estimate in the record is made anew where bill.device_watts says what to make it from.
+    An estimate that it holds is made anew where bill.device_watts says what to make it from.
     """
-    again = record.energy_source == "estimated" and config.device_watts is not None
+    again = run.energy_source == "estimated" and config.device_watts is not None
     return bill_for(
-        sum(record.seconds.values()),
+        sum(run.seconds.values()),
         config,
-        record.hardware,
-        joules=None if again else record.energy_j,
-        source=record.energy_source,
+        run.hardware,
+        joules=None if again else run.energy_j,
+        source=run.energy_source,
     )
 
 

@@ -82,7 +82,8 @@ class RunRecord:
     train_loss: float
     """Mean over the last twentieth of the steps, nats per token."""
     seconds: dict[str, float]
-    """Wall seconds by part: setup, compile, train, evaluate, save, undone (by rollbacks)."""
+    """Wall seconds by part: setup, compile, train, evaluate, save, undone (behind the checkpoint
+    that a rollback, or another start, went on from)."""
     tokens_per_second: float
     mfu: float | None
     """Model FLOPs (full_attention) over time and peak; null where no peak is known."""
@@ -103,6 +104,34 @@ class RunRecord:
     """Steps whose update was held back; their tokens were read and count in n_tokens."""
     n_spikes: int = 0
     """Losses that leapt out of the ones before them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spent:
+    """What a run has used so far, over all its starts; every field is one of its record's."""
+
+    seconds: dict[str, float]
+    energy_j: float | None
+    energy_source: str
+    hardware: dict[str, str]
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of all parts."""
+        return sum(self.seconds.values())
+
+    @property
+    def measured_j(self) -> float | None:
+        """Joules that a counter has read; None where none did."""
+        return None if self.energy_source == "estimated" else self.energy_j
+
+    def until(self, wall_s: float) -> "Spent":
+        """Return it at a later end, which nobody has noted: the joules are unknown then."""
+        if wall_s <= self.wall_s:
+            return self
+        undone = self.seconds.get("undone", 0.0) + wall_s - self.wall_s
+        seconds = self.seconds | {"undone": undone}
+        return dataclasses.replace(self, seconds=seconds, energy_j=None, energy_source="none")
 
 
 ORIGIN = {

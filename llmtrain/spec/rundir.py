@@ -13,11 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from llmtrain.spec.build import build
 from llmtrain.spec.code import code_identity, environment
 from llmtrain.spec.disk import make_folder, write_whole, writing
-from llmtrain.spec.errors import MismatchError, RunLockedError
+from llmtrain.spec.errors import ConfigError, MismatchError, RunLockedError
 from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.plan import RunPlan, run_id, run_identity
+from llmtrain.spec.record import Spent
 from llmtrain.spec.redact import redact
 from llmtrain.spec.settings import TrainConfig
 
@@ -119,9 +121,17 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def write_state(directory: Path, state: str, reason: str | None = None) -> None:
-    """Note how far the run is, and why it ended where it failed."""
-    write_json(directory / STATE_FILE, {"state": state, "reason": reason and redact(reason)})
+def write_state(
+    directory: Path, state: str, reason: str | None = None, spent: Spent | None = None
+) -> None:
+    """Note how far the run is, why it ended where it failed, and what it has used so far.
+
+    Without `spent` what was noted before stays.
+    """
+    facts: dict[str, Any] = {"state": state, "reason": reason and redact(reason)}
+    if (known := read_spent(directory) if spent is None else spent) is not None:
+        facts["spent"] = dataclasses.asdict(known)
+    write_json(directory / STATE_FILE, facts)
 
 
 def read_state(directory: Path) -> tuple[str, str | None]:
@@ -131,6 +141,22 @@ def read_state(directory: Path) -> tuple[str, str | None]:
         return str(raw["state"]), raw["reason"]
     except (OSError, ValueError, KeyError, TypeError):
         return "planned", None
+
+
+def read_spent(directory: Path) -> Spent | None:
+    """Return what the run had used when its state was last noted; None where that does not say."""
+    try:
+        return build(Spent, read_json(directory / STATE_FILE)["spent"], "spent")
+    except (OSError, ValueError, KeyError, TypeError, ConfigError):
+        return None
+
+
+def standing(directory: Path) -> tuple[str, str | None]:
+    """Return (state, reason), 'stopped' where a run was begun and no process is at it."""
+    state, reason = read_state(directory)
+    if state not in ("planned", "stopped", *PASSED_BY) and not is_held(directory):
+        return "stopped", "run the sweep again to go on"
+    return state, reason
 
 
 def note_done(directory: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from llmtrain.spec.disk import make_folder
 from llmtrain.spec.errors import ConfigError, DiskError, InterruptedRunError, RunLockedError
 from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.plan import plan_run, run_id
+from llmtrain.spec.record import Spent
 from llmtrain.spec.room import refuse_room
-from llmtrain.spec.rundir import is_held, read_state, run_directory, write_json
+from llmtrain.spec.rundir import is_held, read_spent, read_state, run_directory, write_json
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.spec.signals import SCHEDULER_SIGNALS, handled
 from llmtrain.sweep.ahead import Ahead
@@ -31,7 +33,7 @@ from llmtrain.sweep.ledger import (
     release_branches,
 )
 from llmtrain.sweep.pool import Pool, Watcher, open_pool
-from llmtrain.sweep.process import Job, Outcome, Report, Slot, Work, by_part
+from llmtrain.sweep.process import DIED, Job, Outcome, Report, Slot, Work, by_part
 from llmtrain.sweep.stacks import stack_jobs
 
 KILLED_BY_STOP = tuple(f"killed by {number.name}" for number in SCHEDULER_SIGNALS)
@@ -200,15 +202,33 @@ def _has_failed(result: dict[str, Any]) -> bool:
     return any(code not in (0, RunLockedError.exit_code) for code in codes)
 
 
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """When a cell was given to a worker, and what it had used before."""
+
+    begin: float
+    before: Spent | None
+    n_parts: int
+
+    def spent(self, directory: Path) -> Spent | None:
+        """Return what a cell has used whose worker died over it; None where it never said."""
+        noted, here_s = read_spent(directory), (time.monotonic() - self.begin) / self.n_parts
+        return noted and noted.until(here_s + (self.before.wall_s if self.before else 0.0))
+
+
 class _Recorder(SweepWatcher):
     """Writes failures into the cells' folders, and passes on what happens here."""
 
     def __init__(self, directories: dict[str, Path], watcher: SweepWatcher) -> None:
         self.directories, self.watcher = directories, watcher
         self.ended_here: dict[str, Outcome] = {}
+        self.starts: dict[str, _Start] = {}
 
     def started(self, job: Job) -> None:
-        for part in job.parts or (job,):
+        parts = job.parts or (job,)
+        for part in parts:
+            before = read_spent(self.directories[part.name])
+            self.starts[part.name] = _Start(time.monotonic(), before, len(parts))
             self.watcher.started(part)
 
     def reported(self, job: Job, progress: dict[str, Any]) -> None:
@@ -228,13 +248,16 @@ class _Recorder(SweepWatcher):
         return is_done(self.directories[job.name])
 
     def _ended(self, outcome: Outcome) -> None:
+        start = self.starts.pop(outcome.job.name, None)  # a branch of a failed trunk has none
         if outcome.exit_code == RunLockedError.exit_code:
             return  # another process has it
         if outcome.way == DiskError.__name__:  # no cell's fault, and the others would meet it too
             raise DiskError(f"{outcome.job.name}: {outcome.error}")
         self.ended_here[outcome.job.name] = outcome
         if outcome.error is not None and not _was_stopped(outcome):
-            note_failure(self.directories[outcome.job.name], outcome)
+            directory = self.directories[outcome.job.name]
+            spent = start.spent(directory) if start and outcome.way == DIED else None
+            note_failure(directory, outcome, spent)
         self.watcher.ended(outcome)
 
 

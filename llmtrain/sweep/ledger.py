@@ -15,14 +15,14 @@ from llmtrain.spec.disk import make_folder, write_whole, writing
 from llmtrain.spec.errors import ConfigError, MismatchError, RunLockedError
 from llmtrain.spec.jsonfile import read_json
 from llmtrain.spec.plan import run_id
-from llmtrain.spec.record import RECORD_FILE, read_record
+from llmtrain.spec.record import RECORD_FILE, Spent, read_record
 from llmtrain.spec.rundir import (
     PASSED_BY,
     STATE_FILE,
     hold,
-    is_held,
     read_state,
     run_directory,
+    standing,
     why_not_ours,
     write_json,
     write_state,
@@ -110,8 +110,11 @@ def is_passed_by(directory: Path) -> bool:
     return not is_done(directory) and read_state(directory)[0] in PASSED_BY
 
 
-def note_failure(directory: Path, outcome: Outcome) -> None:
-    """Record why a cell failed; the second time in the same way it is quarantined."""
+def note_failure(directory: Path, outcome: Outcome, spent: Spent | None = None) -> None:
+    """Record why a cell failed; the second time in the same way it is quarantined.
+
+    `spent`: where its worker could not say it any more.
+    """
     with contextlib.suppress(RunLockedError, MismatchError), hold(directory):
         failures = [*_failures(directory), {"way": outcome.way, "reason": outcome.error}]
         write_json(directory / FAILURES_FILE, failures)
@@ -119,7 +122,7 @@ def note_failure(directory: Path, outcome: Outcome) -> None:
             write_whole(directory / STACK_FILE, outcome.stack)
         same = sum(failure["way"] == outcome.way for failure in failures)
         state = "quarantined" if same >= QUARANTINE_AFTER else "failed"
-        write_state(directory, state, outcome.error)
+        write_state(directory, state, outcome.error, spent)
 
 
 def reopen(configs: Sequence[TrainConfig], *, quarantined: bool = False) -> None:
@@ -175,9 +178,7 @@ def cell_status(directory: Path, facts: dict[str, Any]) -> CellStatus:
             flops_done=record.flops_spent,
             seconds=sum(record.seconds.values()),
         )
-    state, reason = read_state(directory)
-    if state not in ("planned", "stopped", *PASSED_BY) and not is_held(directory):
-        state, reason = "stopped", "run the sweep again to go on"
+    state, reason = standing(directory)
     rows = _last_rows(directory / METRICS_FILE)
     return CellStatus(
         run_id=directory.name,

@@ -36,6 +36,7 @@ class EnergyMeter:
     def __init__(self, device: torch.device) -> None:
         self.counter = _counter(device)
         self.source = "none" if self.counter is None else self.counter.source
+        self.before = 0.0
         self.total = 0.0
 
     def start_from(self, joules: float | None) -> None:
@@ -43,11 +44,12 @@ class EnergyMeter:
         if joules is None:
             self.counter = None
         else:
-            self.total = joules
+            self.before = joules
 
-    def joules(self) -> float | None:
+    def joules(self, n_sharers: int = 1) -> float | None:
         """Return the joules so far, or None where nothing measures them.
 
+        Of what was counted here, one part for each of the runs that shared the device as one.
         Call it more often than once an hour: a package's counter wraps around.
         """
         if self.counter is not None:
@@ -55,7 +57,7 @@ class EnergyMeter:
                 self.total += self.counter.take()
             except (OSError, ValueError):
                 self.counter = None
-        return None if self.counter is None else self.total
+        return None if self.counter is None else self.before + self.total / n_sharers
 
 
 class PackageCounter:

@@ -18,7 +18,6 @@ from llmtrain.spec.record import RunRecord, write_record
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.training import runtime
 from llmtrain.training.checkpoint import clear_leftovers, load_checkpoint
-from llmtrain.training.energy import EnergyMeter
 from llmtrain.training.evaluate import Evaluation
 from llmtrain.training.guard import RollBack
 from llmtrain.training.parallel import Team
@@ -26,11 +25,12 @@ from llmtrain.training.progress import ProgressHook, StepHook, progress_of
 from llmtrain.training.sample import SAMPLE_FILE, sample_text
 from llmtrain.training.saver import CHECKPOINTS, Saver
 from llmtrain.training.session import Session
+from llmtrain.training.spending import Spending
 from llmtrain.training.summary import (
-    joules_so_far,
     make_record,
     metrics_row,
     wandb_facts,
+    wandb_spent,
     wandb_summary,
     wandb_tags,
 )
@@ -61,7 +61,7 @@ class Run:
         begin = time.perf_counter()
         self.device = runtime.pick_device(config.runtime)
         runtime.reset_peak_memory(self.device)
-        self.energy = EnergyMeter(self.device)
+        self.spending = Spending(directory, config.runtime, self.device, team)
         self.stop = runtime.StopRequest()
         self.log_every = max(1, plan.n_steps // config.tracking.points)
         self.evaluate_every = max(1, plan.n_steps // config.evaluation.points)
@@ -82,10 +82,6 @@ class Run:
         if state is not None:
             self.evaluating = state.get("evaluating", False)
             self.session.restore(state["session"])
-            if not goes_back:  # what was undone was spent all the same: the meter counts on
-                joules = state.get("joules")  # this run's, of all devices together
-                shares = self.session.stacked / self.team.n_devices
-                self.energy.start_from(joules and joules * shares)
         elif config.checkpoint.branch_from is not None:
             shared = starting_state(config, plan, self.corpus.manifest.data_id)
         self._open_logs(0 if state is None else state["metrics"])
@@ -93,6 +89,8 @@ class Run:
             self.session.branch(shared[0])
             for row in shared[1]:
                 self._log(row)
+        if not goes_back:  # what was undone was spent all the same: the meter counts on
+            self.spending.count_on(self.session, 0.0 if state is None else state.get("joules"))
         self.session.seconds["setup"] += time.perf_counter() - begin
         self.saver = Saver(self.directory, self.run_id, config.checkpoint, self.team)
 
@@ -134,6 +132,7 @@ class Run:
     def _go_back(self) -> None:
         begin = time.perf_counter()
         self.saver.wait()
+        self.spending.note(self.session, "running")  # the way back may fail
         failed, spent = self.session.guard.failed, sum(self.session.seconds.values())
         self.metrics.close()
         self.mirror.finish({}, exit_code=InterruptedRunError.exit_code)
@@ -147,7 +146,7 @@ class Run:
     def train(self, until: int) -> None:
         """Take steps up to step `until`."""
         session = self.session
-        self.note_state("running")
+        self.spending.note(session, "running")
         if self.evaluating and session.step < self.plan.n_steps:
             self._evaluate_and_keep()  # where it was stopped
         if session.step < until:
@@ -196,7 +195,7 @@ class Run:
 
     def evaluate_last(self) -> tuple[Evaluation, str | None]:
         """Return the evaluation that the record is about, and the sample."""
-        self.note_state("trained")
+        self.spending.note(self.session, "trained")
         final = self._evaluate()
         text = None
         if self.config.evaluation.sample_tokens > 0:
@@ -204,7 +203,7 @@ class Run:
         self._log_evaluation(final)
         with self.session.timed("save"):
             self.saver.wait()  # nothing is under way when the run counts as evaluated
-        self.note_state("evaluated")
+        self.spending.note(self.session, "evaluated")
         return final, text
 
     def conclude(self, final: Evaluation, text: str | None) -> RunRecord:
@@ -213,7 +212,7 @@ class Run:
             self.session,
             self.corpus,
             final,
-            energy=self.energy,
+            energy=self.spending.energy,
             metrics_sha256=self.metrics.close(),
         )
         record = self.team.lead(lambda: self._leave_record(record, text))
@@ -227,10 +226,6 @@ class Run:
         rundir.note_done(self.directory)
         return record
 
-    def note_state(self, state: str) -> None:
-        """Write how far the run is."""
-        self.team.lead(lambda: rundir.write_state(self.directory, state))
-
     def leave(self, error: BaseException) -> None:
         """Close what is open and note how the run stands; what was trained is kept."""
         with contextlib.suppress(LlmtrainError):  # a full disk must not hide why the run ends
@@ -240,10 +235,14 @@ class Run:
         again = isinstance(error, STOPPED)
         again |= runtime.is_out_of_memory(error)
         reason = str(error) or type(error).__name__
+        spent, summary = None, {}
+        if (session := getattr(self, "session", None)) is not None:  # none: no way back
+            spent = self.spending.at_the_end(session, error)
+            summary = wandb_spent(spent, self.config.bill)
         if self.team.leads:  # not `lead`: the others may be gone
             with contextlib.suppress(DiskError):
-                rundir.write_state(self.directory, "stopped" if again else "failed", reason)
-        self.mirror.finish({}, exit_code=getattr(error, "exit_code", 1))
+                rundir.write_state(self.directory, "stopped" if again else "failed", reason, spent)
+        self.mirror.finish(summary, exit_code=getattr(error, "exit_code", 1))
 
     def _stop_if_asked(self) -> None:
         (number,) = self.team.highest(self.stop.number)
@@ -260,7 +259,7 @@ class Run:
 
     def _log_step(self) -> None:
         row = metrics_row(self.session, self.session.drain_losses())
-        self.energy.joules()
+        self.spending.energy.joules()
         self._log(row)
         if self.on_progress is not None:
             self.on_progress(progress_of(row, self.plan.n_steps))
@@ -294,7 +293,8 @@ class Run:
                 "session": self.session.state(),
                 "metrics": self.metrics.length(),
                 "evaluating": self.evaluating,
-                "joules": joules_so_far(self.session, self.energy),
+                "joules": self.spending.joules(self.session),
             }
             self.saver.save(self.session.step, state)
+        self.spending.note(self.session, self.spending.state)
         self.on_step()

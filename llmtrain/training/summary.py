@@ -12,7 +12,7 @@ from llmtrain.spec.build import config_hash
 from llmtrain.spec.code import code_id
 from llmtrain.spec.nested import flatten
 from llmtrain.spec.plan import RunPlan, run_id, run_identity
-from llmtrain.spec.record import SCHEMA, RunRecord
+from llmtrain.spec.record import SCHEMA, RunRecord, Spent
 from llmtrain.spec.schedule import is_annealed
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.training import runtime
@@ -73,21 +73,20 @@ def _memory_bytes(session: Session) -> int:
 
 def joules_so_far(session: Session, energy: EnergyMeter) -> float | None:
     """Return the joules of all devices, or None where one of them measures none; collective."""
-    joules = energy.joules()
-    if joules is not None:
-        joules /= session.stacked  # the device worked for all of them
+    joules = energy.joules(session.stacked)
     total = session.team.total(float("nan") if joules is None else joules)
     return None if math.isnan(total) else total
 
 
-def energy_of(session: Session, energy: EnergyMeter, hardware: dict[str, str]) -> dict[str, Any]:
-    """Return energy_j and energy_source: a counter's joules, else an estimate, else nothing."""
-    joules = joules_so_far(session, energy)
-    if joules is not None:
-        return {"energy_j": joules, "energy_source": energy.source}
-    joules = estimated_joules(sum(session.seconds.values()), session.config.bill, hardware)
-    source = "none" if joules is None else "estimated"
-    return {"energy_j": joules, "energy_source": source}
+def spent_so_far(
+    session: Session, joules: float | None, source: str, hardware: dict[str, str]
+) -> Spent:
+    """Return what the run has used: joules of a counter, else an estimate, else nothing."""
+    seconds = dict(session.seconds)
+    if joules is None:
+        joules = estimated_joules(sum(seconds.values()), session.config.bill, hardware)
+        source = "none" if joules is None else "estimated"
+    return Spent(seconds=seconds, energy_j=joules, energy_source=source, hardware=hardware)
 
 
 def make_record(
@@ -107,6 +106,7 @@ def make_record(
         | {"stacked": str(session.stacked)}
         | {"micro_batch_tokens": str(config.runtime.micro_batch_tokens or plan.batch_tokens)}
     )
+    spent = spent_so_far(session, joules_so_far(session, energy), energy.source, hardware)
     return RunRecord(
         schema=SCHEMA,
         run_id=run_id(config),
@@ -147,11 +147,12 @@ def make_record(
         val_tokens=final.n_tokens,
         val_loss_se=final.se,
         train_loss=session.train_loss(),
-        seconds=dict(session.seconds),
+        seconds=spent.seconds,
         tokens_per_second=tokens_per_second(session),
         mfu=model_flops_utilisation(session),
         memory_bytes=_memory_bytes(session),
-        **energy_of(session, energy, hardware),
+        energy_j=spent.energy_j,
+        energy_source=spent.energy_source,
         hardware=hardware,
         versions=runtime.versions(),
         metrics_sha256=metrics_sha256,
@@ -187,12 +188,17 @@ def wandb_summary(record: RunRecord, config: BillConfig) -> dict[str, Any]:
 
     N, D and C stand there under every convention; energy, carbon and money beside their source.
     """
-    bill = bill_of(record, config)
-    return flatten(dataclasses.asdict(record), KEY_SIGN) | {
+    per_token = {"bill/joules_per_token": joules_per_token(record)}
+    return wandb_spent(record, config) | per_token
+
+
+def wandb_spent(run: RunRecord | Spent, config: BillConfig) -> dict[str, Any]:
+    """Return all fields with one level of keys, and what they cost."""
+    bill = bill_of(run, config)
+    return flatten(dataclasses.asdict(run), KEY_SIGN) | {
         "bill/kwh": bill.kwh,
         "bill/co2e_kg": bill.co2e_kg,
         "bill/money": bill.money,
         "bill/device_hours": bill.device_hours,
-        "bill/joules_per_token": joules_per_token(record),
         "bill/source": ", ".join(bill.sources),
     }

@@ -4,12 +4,15 @@ import contextlib
 import faulthandler
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 from llmtrain.spec import rundir
 from llmtrain.spec.errors import HangError
 from llmtrain.spec.placement import placement
+from llmtrain.spec.record import Spent
 from llmtrain.spec.settings import TrainConfig
 from llmtrain.spec.silence import STACK_FILE, Silence
 from llmtrain.training.runtime import warn
@@ -46,6 +49,8 @@ class _Watch(threading.Thread):
         self.tick_s = min(TICK_S, limit_s / 4)
         self.beats = 0
         self.over = threading.Event()
+        self.begin = time.perf_counter()
+        self.before = rundir.read_spent(rundir.run_directory(config))
 
     def note(self) -> None:
         """Count a sign of life."""
@@ -69,5 +74,10 @@ class _Watch(threading.Thread):
             with (directory / name).open("w", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
             if rank == 0:
-                rundir.write_state(directory, "failed", reason)
+                rundir.write_state(directory, "failed", reason, self._spent(directory))
         os._exit(HangError.exit_code)
+
+    def _spent(self, directory: Path) -> Spent | None:
+        """Return what the run has used with the silence; None where it never said."""
+        noted, here_s = rundir.read_spent(directory), time.perf_counter() - self.begin
+        return noted and noted.until(here_s + (self.before.wall_s if self.before else 0.0))

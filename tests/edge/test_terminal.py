@@ -96,7 +96,7 @@ class Screen:
 
 @pytest.mark.parametrize("columns", [80, 140])
 def test_the_live_view_draws_over_itself_and_leaves_a_clean_screen(
-    tiny_overrides, tmp_path, root, columns
+    tiny_overrides, tmp_path, root, cli, columns
 ):
     product = ["-m", *tiny_overrides, "model.d_model=8,16", "recipe.lr_multiplier=1,1e30"]
     arguments = [o for o in product if not o.startswith(("model.d_model=16", "budget.flops"))]
@@ -113,6 +113,10 @@ def test_the_live_view_draws_over_itself_and_leaves_a_clean_screen(
     assert "2 failed" in text
     assert "budget 2e9: 2/4 cells, lowest loss" in text
     assert "cost of 2 finished cells: estimated" in text
+    others = r"(estimated \S+ \S+, \S+ \S+ CO2e in 2 cells without a record \(2 failed\))"
+    (line,) = re.findall(f"and {others}", " ".join(text.split()))
+    status = cli("status.py", "runs=runs/single").stdout
+    assert re.findall(f"^and {others}$", status, re.M) == [line]  # the files say the same
     assert "next: python scripts/status.py runs=runs/single" in text
     assert "Traceback" not in text
 

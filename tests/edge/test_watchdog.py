@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.spec.rundir import read_state
+from llmtrain.spec.rundir import read_spent, read_state
 from llmtrain.spec.silence import START_S, Silence
 
 ENTRY = Path(__file__).with_name("hanging_train.py")
@@ -64,6 +64,9 @@ def test_a_run_that_hangs_leaves_with_its_stacks_and_code_6(hang, n):
         assert f'{ENTRY.name}"' in stack
         assert "in hang" in stack
         assert not (folder / "record.json").exists()
+        spent = read_spent(folder)
+        assert spent.seconds["undone"] > LIMIT_S  # the silence is paid for too
+        assert (spent.energy_j, spent.energy_source) == (None, "none")
 
 
 @pytest.mark.slow

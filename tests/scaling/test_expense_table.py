@@ -13,6 +13,8 @@ from llmtrain.scaling.publish import summary
 from llmtrain.scaling.report import write_report
 from llmtrain.spec.bill import PLAIN
 from llmtrain.spec.expense import expense_of
+from llmtrain.spec.record import Spent
+from llmtrain.spec.rundir import write_state
 
 
 def measured(record):
@@ -62,6 +64,24 @@ def test_a_report_says_what_the_runs_cost(planted_sweep, analyze_config, tmp_pat
     found = summary(analysis)
     assert found["cost/kwh"] == pytest.approx(2 * n)
     assert found["cost/energy"] == "measured"
+
+
+def test_what_runs_without_a_record_have_cost_stands_beside_it(planted_sweep, analyze_config):
+    folder = planted_sweep(change=measured)
+    lost = folder / "lost"
+    lost.mkdir()
+    (lost / "config.json").write_text(json.dumps({"config": {"bill": dataclasses.asdict(PLAIN)}}))
+    spent = Spent(
+        seconds={"train": 1800.0}, energy_j=1.8e6, energy_source="rapl", hardware={"threads": "1"}
+    )
+    write_state(lost, "failed", "loss nan", spent)
+    analysis = analysed(folder, analyze_config)
+    note = expense_table(analysis.expense).note
+    assert "Besides measured 0.5 kWh, 238 g CO2e in 1 run without a record (1 failed)." in note
+    found = summary(analysis)
+    assert found["cost/kwh"] == pytest.approx(2 * len(analysis.runs))
+    assert found["cost/without_record/kwh"] == pytest.approx(0.5)
+    assert found["cost/without_record/n_runs"] == 1
 
 
 def test_an_estimate_is_called_one_in_every_cell(planted_sweep, analyze_config):

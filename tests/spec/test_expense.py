@@ -7,8 +7,9 @@ import pytest
 
 from llmtrain.spec.bill import PLAIN, Bill, BillChanges
 from llmtrain.spec.errors import ConfigError
-from llmtrain.spec.expense import bill_text, expense_of, money_text
-from llmtrain.spec.record import RunRecord
+from llmtrain.spec.expense import bill_text, cost_lines, expense_of, money_text
+from llmtrain.spec.record import RunRecord, Spent
+from llmtrain.spec.rundir import write_state
 
 
 def record(name: str, **changes: object) -> RunRecord:
@@ -107,6 +108,54 @@ def test_rounds_are_compared_with_the_fixed_grid_they_note(tmp_path):
         (saving,) = expense_of(where, runs).savings
         assert saving.way == "adaptive"
         assert text in saving.text
+
+
+def half_done(tmp_path, name, state, **changes):
+    """Leave a run that has used an hour and 1 kWh, and has no record."""
+    done = record(name, **changes)
+    folder(tmp_path, done, price_per_hour=2.0)
+    spent = {field.name: getattr(done, field.name) for field in dataclasses.fields(Spent)}
+    write_state(tmp_path / name, state, "why", Spent(**spent))
+
+
+def test_runs_without_a_record_are_counted_apart(tmp_path):
+    runs = [record("a", energy_j=7.2e6)]
+    half_done(tmp_path, "a", "done")
+    (tmp_path / "a/record.json").touch()  # it counts what the state holds
+    half_done(tmp_path, "b", "failed")
+    half_done(tmp_path, "c", "failed")
+    half_done(tmp_path, "d", "running", energy_j=None, energy_source="none")  # nobody is at it
+    found = expense_of(tmp_path, runs)
+    assert (found.bill.kwh, found.bill.money) == pytest.approx((2.0, 2.0))
+    assert (found.whole.kwh, found.whole.money) == pytest.approx((4.004, 8.0))
+    assert cost_lines(found) == [
+        "cost of 1 finished cell: measured 2 kWh, 950 g CO2e (475 g/kWh, world, PUE 1); 2.00 USD",
+        "and partly estimated 2 kWh, 952 g CO2e, 6.00 USD in 3 cells without a record "
+        "(2 failed, 1 stopped)",
+    ]
+    facts = found.facts()
+    assert (facts["n_runs"], facts["without_record"]["n_runs"]) == (1, 3)
+    assert facts["without_record"]["kwh"] == pytest.approx(2.004)
+    assert facts["without_record"]["energy"] == "partly estimated"
+    (alone,) = cost_lines(expense_of(tmp_path, []))
+    assert alone.startswith("cost so far: partly estimated 2 kWh")
+
+
+def test_a_state_that_does_not_say_what_was_used_says_nothing(tmp_path):
+    runs = [record("a"), record("b")]
+    folder(tmp_path, *runs)
+    write_state(tmp_path / "b", "failed", "loss nan")
+    assert len(cost_lines(expense_of(tmp_path, runs[:1]))) == 1
+    assert "without_record" not in expense_of(tmp_path, runs[:1]).facts()
+    assert expense_of(tmp_path, []) is None
+
+
+def test_what_was_used_outlives_the_states_that_do_not_say_it(tmp_path):
+    half_done(tmp_path, "a", "failed")
+    write_state(tmp_path / "a", "quarantined", "again")
+    write_state(tmp_path / "a", "planned")
+    (other,) = expense_of(tmp_path, []).others
+    assert (other.state, other.bill.kwh) == ("planned", 1.0)
 
 
 def test_runs_that_do_not_say_how_to_count_cost_nothing_that_is_known(tmp_path):

@@ -16,7 +16,14 @@ from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.branching import share_trunk
 from llmtrain.spec.errors import ConfigError, RunLockedError
 from llmtrain.spec.plan import plan_run, run_id
-from llmtrain.spec.rundir import hold, read_state, run_directory, write_json, write_state
+from llmtrain.spec.rundir import (
+    hold,
+    read_spent,
+    read_state,
+    run_directory,
+    write_json,
+    write_state,
+)
 from llmtrain.sweep import drain, slurm
 from llmtrain.sweep.drain import SweepWatcher, read_cells, take, write_cells
 from llmtrain.sweep.grid import Cell
@@ -151,6 +158,7 @@ def test_a_cell_whose_worker_is_killed_is_failed_and_the_next_one_runs(cell, sta
     code, _, error = finish(process)
     assert code == 1, error
     assert read_state(run_directory(killed)) == ("failed", "the worker was killed by SIGKILL")
+    assert read_spent(run_directory(killed)).seconds["undone"] > 0  # until it died
     assert loss(other) > 0
 
 

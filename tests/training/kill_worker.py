@@ -227,8 +227,8 @@ class Case:
             print(session.step, file=log, flush=True)
             train_step(session)
 
-        def noted_state(directory: Path, state: str, reason: str | None = None) -> None:
-            write_state(directory, state, reason)
+        def noted_state(directory: Path, state: str, *rest: Any, **named: Any) -> None:
+            write_state(directory, state, *rest, **named)
             if state == kill.get("state"):
                 os.kill(os.getpid(), signal.SIGKILL)
 

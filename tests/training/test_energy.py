@@ -1,7 +1,7 @@
 """Joules by counters that are played: their wrap-around, their shares, resume, and none at all."""
 
-import itertools
-import json
+import os
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -10,10 +10,10 @@ import torch
 
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.bill import CPU_WATTS_PER_THREAD, bill_of, joules_per_token
-from llmtrain.spec.expense import run_expense
-from llmtrain.spec.rundir import run_directory
+from llmtrain.spec.errors import DivergedError, InterruptedRunError
+from llmtrain.spec.expense import expense_of, run_expense
+from llmtrain.spec.rundir import read_spent, run_directory, standing
 from llmtrain.training import energy
-from llmtrain.training.checkpoint import load_checkpoint
 from llmtrain.training.energy import EnergyMeter
 from llmtrain.training.loop import train
 
@@ -154,33 +154,105 @@ def test_without_a_counter_the_record_says_estimated(make, tiny_corpus_dir, tmp_
     assert expense.joules == pytest.approx(record.energy_j)
 
 
-def test_a_stopped_runs_joules_are_its_two_parts(make, tiny_corpus_dir, tmp_path, monkeypatch):
-    machine = Machine(tmp_path, monkeypatch)
-    look = itertools.count(1)
+@pytest.fixture
+def taken(monkeypatch):
+    """The joules that a planted counter has told: 10 at every look, of whatever run looks."""
+    told = []
 
     class Counter:
         source = "rapl"
 
         def take(self):
-            next(look)
+            told.append(10.0)
             return 10.0
 
     monkeypatch.setattr(energy, "_counter", lambda _device: Counter())
-    config = make({"runs_root": str(tmp_path / "runs"), "checkpoint.every_steps": 1})
-    corpus = open_corpus(tiny_corpus_dir)
+    return told
+
+
+@pytest.mark.parametrize("every", [1, 7, 100])  # 100: no checkpoint, the second start begins anew
+def test_what_every_start_has_used_is_in_the_record_once(
+    make, tiny_corpus_dir, tmp_path, taken, every
+):
+    config = make({"runs_root": str(tmp_path), "checkpoint.every_steps": every})
+    corpus, folder = open_corpus(tiny_corpus_dir), run_directory(config)
+    seconds, ends = 0.0, [10, 15]
+
+    def look(progress):
+        assert read_spent(folder).wall_s > seconds  # no start begins at 0 again
+        if ends and progress.step == ends[0]:
+            raise StoppedError
+
+    while ends:
+        with pytest.raises(StoppedError):
+            train(config, corpus, on_progress=look)
+        spent = read_spent(folder)
+        assert (spent.energy_j, spent.energy_source) == (sum(taken), "rapl")
+        seconds = spent.wall_s
+        ends.pop(0)
+        (cost,) = expense_of(tmp_path / "test", []).others
+        assert cost.state == "failed"
+        assert cost.bill.kwh == pytest.approx(sum(taken) / 3.6e6)
+        assert cost.bill.device_hours == pytest.approx(seconds / 3600)
+    record = train(config, corpus, on_progress=look)
+    assert (record.energy_j, record.energy_source) == (sum(taken), "rapl")
+    assert sum(record.seconds.values()) > seconds
+    whole = expense_of(tmp_path / "test", [record])
+    assert (whole.others, whole.bill) == ((), whole.whole)
+    assert whole.bill.kwh == pytest.approx(sum(taken) / 3.6e6)
+
+
+def test_a_stopped_run_is_paid_for_once_when_it_is_done(make, tiny_corpus_dir, tmp_path, taken):
+    config = make({"runs_root": str(tmp_path)})
+    corpus, folder = open_corpus(tiny_corpus_dir), run_directory(config)
 
     def stop(progress):
         if progress.step == 10:
-            raise StoppedError
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(StoppedError):
+    with pytest.raises(InterruptedRunError):
         train(config, corpus, on_progress=stop)
-    folder = run_directory(config)
-    state, _ = load_checkpoint(folder / "checkpoints", run_id=folder.name)
-    before, looks = state["joules"], next(look)
-    assert before > 0
+    (cost,) = expense_of(tmp_path / "test", []).others
+    assert (cost.state, cost.bill.kwh) == ("stopped", pytest.approx(sum(taken) / 3.6e6))
+    spent = read_spent(folder)
     record = train(config, corpus)
-    assert record.energy_source == "rapl"
-    assert record.energy_j == pytest.approx(before + 10.0 * (next(look) - looks - 1))
-    assert json.loads((folder / "record.json").read_text())["energy_j"] == record.energy_j
-    assert machine.own_s == 0.0
+    assert record.energy_j == sum(taken)
+    assert record.seconds["train"] > spent.seconds["train"]
+    assert expense_of(tmp_path / "test", [record]).others == ()
+
+
+def test_a_run_that_diverges_has_cost_what_it_trained(make, tiny_corpus_dir, tmp_path, taken):
+    changes = {"recipe.peak_lr": 1e30, "optimizer.grad_clip": None}
+    config = make(changes | {"runs_root": str(tmp_path)})
+    with pytest.raises(DivergedError):
+        train(config, open_corpus(tiny_corpus_dir))
+    spent = read_spent(run_directory(config))
+    assert spent.energy_j == sum(taken) > 0
+    assert spent.seconds["train"] > 0
+    (cost,) = expense_of(tmp_path / "test", []).others
+    assert (cost.state, cost.bill.mark) == ("failed", "measured")
+
+
+def test_a_kill_leaves_what_the_last_save_had_used(make, tiny_corpus_dir, tmp_path, taken):
+    """Of a process that cannot say goodbye, a later start knows no more."""
+    config = make({"runs_root": str(tmp_path), "checkpoint.every_steps": 6})
+    folder, noted = run_directory(config), []
+
+    def look(progress):
+        if progress.step == 8:
+            noted.append((read_spent(folder), standing(folder)[0], sum(taken)))
+
+    train(config, open_corpus(tiny_corpus_dir), on_progress=look)
+    ((spent, state, joules),) = noted
+    assert 0 < spent.energy_j < joules
+    assert spent.seconds["train"] > 0
+    assert state == "running"
+
+
+def test_joules_before_a_stack_are_not_shared_with_it(tmp_path, monkeypatch):
+    machine = Machine(tmp_path, monkeypatch)
+    meter = EnergyMeter(CPU)
+    meter.start_from(1000.0)
+    machine.own_s = 1.0
+    machine.set([80.0, 0.0], busy_s=1.0)
+    assert meter.joules(n_sharers=4) == pytest.approx(1020.0)

@@ -10,7 +10,7 @@ from stops import Stop
 from llmtrain.spec.errors import CheckpointError, DiskError, InterruptedRunError
 from llmtrain.spec.plan import run_id
 from llmtrain.spec.rundir import read_state, run_directory
-from llmtrain.training import run, runtime, saver
+from llmtrain.training import run, runtime, saver, spending
 from llmtrain.training.checkpoint import is_sound
 from llmtrain.training.guard import RollBack
 from llmtrain.training.loop import train
@@ -87,7 +87,7 @@ def test_a_save_beside_the_steps_has_the_bytes_of_one_they_wait_for(
 ):
     monkeypatch.setattr(time, "perf_counter", lambda: 0.0)  # what clocks and machines decide
     monkeypatch.setattr(runtime, "peak_memory_bytes", lambda _device: 0)
-    monkeypatch.setattr(run, "joules_so_far", lambda *_: None)
+    monkeypatch.setattr(spending, "joules_so_far", lambda *_: None)
     in_turn, beside = config("in turn", IN_TURN), config("beside")
     train(in_turn, corpus)
     another_step = threading.Semaphore(0)

@@ -9,7 +9,8 @@ import pytest
 from llmtrain.board import mirror
 from llmtrain.corpus.shards import open_corpus
 from llmtrain.spec.bill import bill_of
-from llmtrain.spec.rundir import run_directory
+from llmtrain.spec.errors import DivergedError
+from llmtrain.spec.rundir import read_spent, run_directory
 from llmtrain.training.loop import train
 from llmtrain.training.tracking import MetricsFile
 
@@ -49,6 +50,24 @@ def offline_records(directory):
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+def summary_of(found):
+    summaries = [r["summary"]["update"] for r in found if r["type"] == "summary"]
+    return {k: v for update in summaries for k, v in update.items()}
+
+
+def test_a_failed_run_says_what_it_has_used(make, tiny_corpus_dir, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    wild = {"recipe.peak_lr": 1e30, "optimizer.grad_clip": None, "tracking.wandb": "auto"}
+    with pytest.raises(DivergedError):
+        finish(make, tiny_corpus_dir, tmp_path, wild)
+    (directory,) = (tmp_path / "test").iterdir()
+    summary, spent = summary_of(offline_records(directory)), read_spent(directory)
+    assert summary["seconds/train"] == spent.seconds["train"]
+    assert summary["energy_j"] == spent.energy_j
+    assert summary["bill/kwh"] == bill_of(spent, make({}).bill).kwh
+    assert "val_loss" not in summary
+
+
 def test_an_offline_run_holds_the_same_rows(make, tiny_corpus_dir, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     for name in ("TIMEOUT_S", "LOCAL_S", "FINISH_S"):  # a crowded machine starts wandb slowly
@@ -73,8 +92,7 @@ def test_an_offline_run_holds_the_same_rows(make, tiny_corpus_dir, tmp_path, mon
     config = run["config"]["update"]
     assert config["model/d_model"] == 32
     assert config["plan/hyper/peak_lr"] == 0.01
-    summaries = [r["summary"]["update"] for r in found if r["type"] == "summary"]
-    summary = {k: v for update in summaries for k, v in update.items()}
+    summary = summary_of(found)
     assert summary["val_loss"] == record.val_loss
     assert summary["val_bpb"] == record.val_bpb
     for kind in ("params", "flops"):
