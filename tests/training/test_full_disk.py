@@ -88,6 +88,8 @@ def test_a_run_on_a_disk_that_fills_up_says_so_and_goes_on_later(
     directory = run_directory(config)
     n = n_operations(config, corpus, anew)
     assert n > 50
+    with capfd.disabled():
+        print(f"\n{len(range(0, n, every))} of {n} operations")
     capfd.readouterr()
     for allowed in range(0, n, every):
         with pytest.MonkeyPatch.context() as patch:

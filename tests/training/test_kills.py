@@ -180,6 +180,7 @@ def test_no_change_on_the_disk_is_the_wrong_one_to_die_at(case, killed, power, e
     for runs in answers:
         assert_whole_or_absent(runs, every=3, power=power, background=background)
     assert_equal(answers)
+    print(f"{sum(map(len, answers))} kills, each at another change")
 
 
 @pytest.mark.parametrize("setup", ["accumulated", pytest.param("trunk", marks=pytest.mark.slow)])
