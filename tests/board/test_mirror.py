@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import wait_until_gone
+from couriers import wait_until_gone
 
 from llmtrain.board.identity import redacted, settled_mode, tag_list
 from llmtrain.board.mirror import Process, WandbMirror

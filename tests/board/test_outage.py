@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import processes_of, wait_until_gone
+from couriers import processes_of, wait_until_gone
 
 from llmtrain.board import mirror
 from llmtrain.corpus.shards import open_corpus
