@@ -121,7 +121,7 @@ def leaves(process, *numbers, after_s=0.0):
     return process.returncode, error, in_all - at_signal
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("count", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_signals_at_random_times_leave_a_state_that_goes_on(start, tmp_path, count):
     process = start("whole")
