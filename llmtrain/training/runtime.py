@@ -81,8 +81,8 @@ def lacks_bfloat16(flags: frozenset[str]) -> bool:
 @functools.cache
 def _warn_of_bfloat16() -> None:
     warn(
-        "runtime.dtype=bfloat16 is far slower than float32 on a processor without avx512_bf16 or "
-        "amx_bf16 (pytorch issue 146508); use runtime.dtype=float32"
+        "runtime.dtype=bfloat16 is slower than float32 on a processor without avx512_bf16 or "
+        "amx_bf16, many times with AVX2 alone (pytorch issue 146508); use runtime.dtype=float32"
     )
 
 
